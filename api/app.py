@@ -1,0 +1,216 @@
+"""Puts the gateway together, and runs it: the only module of it that knows the real adapters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+
+import structlog
+from aiohttp import web
+
+from api import middleware
+from api.auth import Keyring
+from api.body import MAX_BODY_BYTES
+from api.catalogue import ModelCatalogue
+from api.cleanup import Cleanup
+from api.gateway import GATEWAY, Gateway, Timeouts
+from api.log_port import LogIdentity, LogProducer, LogReader
+from api.protocol import EnvelopeRunner
+from api.read_model.follower import Follower
+from api.read_model.queries import Queries
+from api.read_model.schema import TOPICS
+from api.read_model.store import ReadModelStore
+from api.routes import batches, content, files, models
+from schemas.metrics import Metrics
+from streams.adapters.object_store import open_store
+from streams.domain.clock import Clock, SystemClock
+from streams.domain.upstreams import UpstreamTable
+from streams.kafka.health import HealthServer
+from streams.kafka.identity import cluster_identity
+from streams.kafka.producer import RecordProducer
+from streams.kafka.reader import TopicReader
+from streams.ports.object_store import ObjectNotFoundError, ObjectStore
+from streams.settings import Settings, load_upstreams
+
+log = structlog.get_logger(__name__)
+
+#: Idle and half-open connections are closed after this.
+_KEEP_ALIVE_S = 75.0
+#: What requests in flight get to finish once the gateway is told to stop, and what they get
+#: once they are cancelled.
+_DRAIN_S = 10.0
+_SHUTDOWN_S = 1.0
+#: A key that is never written: asking for it shows whether the store answers.
+_PROBE_KEY = "files/none/none"
+
+
+def build_app(gateway: Gateway, metrics: Metrics) -> web.Application:
+    """The HTTP application."""
+    app = web.Application(client_max_size=MAX_BODY_BYTES)
+    app[GATEWAY] = gateway
+    app[middleware.METRICS] = metrics
+    middleware.install(app)
+    for module in (files, content, batches, models):
+        app.add_routes(module.routes)
+    return app
+
+
+@asynccontextmanager
+async def assembled(
+    settings: Settings,
+    *,
+    producer: LogProducer,
+    reader: LogReader,
+    identity: LogIdentity,
+    object_store: ObjectStore,
+    upstreams: UpstreamTable,
+    read_model: Path | None,
+    clock: Clock | None = None,
+    timeouts: Timeouts | None = None,
+) -> AsyncIterator[tuple[Gateway, asyncio.Task[None]]]:
+    """A gateway on any log and store, and the task that follows the log, which must not end.
+
+    read_model: its file; None for one in memory. Raises KafkaBaseError, ReadModelError.
+    """
+    clock = clock or SystemClock()
+    timeouts = timeouts or Timeouts()
+    async with AsyncExitStack() as stack:
+        rows = await ReadModelStore.open(read_model, identity=await identity(), clock=clock)
+        stack.push_async_callback(rows.close)
+        queries = Queries(rows.reader)
+        keyring = Keyring(queries, sync_timeout_s=timeouts.sync_s)
+        follower = Follower(reader, identity, rows, clock, on_keys=keyring.forget)
+        keyring.follower = follower
+        stack.push_async_callback(follower.stop)
+        await follower.start()
+        following = asyncio.create_task(follower.run(), name="follower")
+        stack.push_async_callback(_cancelled, following)
+        catalogue = ModelCatalogue(upstreams, clock)
+        stack.push_async_callback(catalogue.close)
+        gateway = Gateway(
+            settings=settings,
+            clock=clock,
+            producer=producer,
+            follower=follower,
+            rows=rows,
+            queries=queries,
+            store=object_store,
+            keyring=keyring,
+            catalogue=catalogue,
+            timeouts=timeouts,
+        )
+        yield gateway, following
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Runs the gateway until `stop` is set.
+
+    Raises KafkaBaseError, ObjectStoreError, UpstreamTableError, ReadModelError, OSError.
+    """
+    upstreams = load_upstreams(settings)
+    object_store = open_store(settings.resolved_store_url)
+    await check_store(object_store)
+    metrics = Metrics().with_process()
+    ready = Readiness()
+    async with AsyncExitStack() as stack:
+        health = HealthServer(settings, metrics, ready.waiting_for)
+        stack.push_async_callback(health.stop)
+        await health.start()
+        producer = RecordProducer(settings, metrics=metrics)
+        stack.push_async_callback(producer.stop)
+        await producer.start()
+        gateway, following = await stack.enter_async_context(
+            assembled(
+                settings,
+                producer=producer,
+                reader=TopicReader(settings, TOPICS, metrics=metrics),
+                identity=_identity_of(settings),
+                object_store=object_store,
+                upstreams=upstreams,
+                read_model=read_model_path(settings),
+            )
+        )
+        ready.follower = gateway.follower
+        cleanup = asyncio.create_task(Cleanup(gateway).run(), name="cleanup")
+        stack.push_async_callback(_cancelled, cleanup)
+        app = build_app(gateway, metrics)
+        await stack.enter_async_context(listening(app, settings.host, settings.port))
+        ready.listening = True
+        await _until_stopped(stop, following, cleanup)
+        ready.listening = False
+        log.info("The gateway stops.", action="gateway_stopping")
+
+
+class Readiness:
+    """Whether requests can be answered; what /ready says."""
+
+    def __init__(self) -> None:
+        self.listening = False
+        self.follower: Follower | None = None
+
+    def waiting_for(self) -> str | None:
+        """What the gateway waits for; None when it is ready."""
+        if self.follower is None:
+            return "kafka"
+        if not self.follower.caught_up:
+            return "reading the topics"
+        return None if self.listening else "the listening socket"
+
+
+@asynccontextmanager
+async def listening(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
+    """Serves the application; gives the port. Requests in flight may finish at the end."""
+    runner = EnvelopeRunner(
+        app, access_log=None, keepalive_timeout=_KEEP_ALIVE_S, shutdown_timeout=_SHUTDOWN_S
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+        bound = int(runner.addresses[0][1])
+        log.info("The gateway listens.", action="gateway_listening", host=host, port=bound)
+        yield bound
+        for site in list(runner.sites):
+            await site.stop()
+        # aiohttp's own shutdown would throw away the rest of a body that is still arriving.
+        if middleware.IN_FLIGHT in app and not await app[middleware.IN_FLIGHT].drained(_DRAIN_S):
+            log.warning("Requests were cut off.", action="requests_cut")
+    finally:
+        await runner.cleanup()
+
+
+async def check_store(object_store: ObjectStore) -> None:
+    """Raises ObjectStoreError if the store doesn't answer."""
+    with suppress(ObjectNotFoundError):
+        await object_store.size(_PROBE_KEY)
+
+
+def read_model_path(settings: Settings) -> Path:
+    """Where this instance keeps its read model."""
+    return settings.data_dir / f"gateway-{settings.instance}" / "read-model.sqlite"
+
+
+def _identity_of(settings: Settings) -> LogIdentity:
+    async def identity() -> str:
+        found = await cluster_identity(settings, TOPICS)
+        # The same cluster with another prefix is another log, also where there are no topic ids.
+        ids = ",".join(f"{name}={found.topic_ids[name]}" for name in sorted(found.topic_ids))
+        return f"{found.cluster_id}/{settings.topic_prefix}/{ids}"
+
+    return identity
+
+
+async def _until_stopped(stop: asyncio.Event, *tasks: asyncio.Task[None]) -> None:
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        stopped.cancel()
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])

@@ -1,0 +1,134 @@
+"""The named clean-up: removes the bytes that nobody can ask for any more.
+
+    a deleted or expired file    its bytes, once no live batch reads them; then its tombstone
+    an ended batch               its plan, claims and segments, but not its output files
+    an orphaned upload           an object under files/ that no record names, after a day
+
+Every gateway runs it. Nothing needs a lock: it deletes only what the log says has ended, deletions
+and tombstones may be repeated, and the grace period is far longer than a request, so a file that
+a create has just looked up is not taken from under it. A crash leaves work for the next pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass
+
+import structlog
+
+from api.gateway import Gateway
+from schemas.records import BatchSnapshot, FileRecord
+from schemas.topics import FILE
+from streams.domain import keys
+from streams.kafka.errors import KafkaBaseError
+from streams.ports.object_store import ObjectStoreError
+
+log = structlog.get_logger(__name__)
+
+_ROUND = 200
+_UPLOADS = "files/"
+_MANIFEST = ".manifest"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanupTimes:
+    """Seconds. grace_s: from a file's or batch's end to the end of its bytes. orphan_s: the age
+    at which an object without a record is one nobody will name. forget_s: how long the read
+    model remembers a file that is gone."""
+
+    pass_every_s: float = 60.0
+    uploads_every_s: float = 3600.0
+    grace_s: float = 3600.0
+    orphan_s: float = 24 * 3600.0
+    forget_s: float = 7 * 24 * 3600.0
+
+
+class Cleanup:
+    """Runs passes, or one when asked."""
+
+    def __init__(self, gateway: Gateway, times: CleanupTimes | None = None) -> None:
+        self._gateway = gateway
+        self._times = times or CleanupTimes()
+
+    async def run(self) -> None:
+        """A pass every minute or so, until cancelled; a failed one is tried again."""
+        next_uploads_s = 0.0
+        while True:
+            # Jitter keeps several gateways from doing the same at the same time.
+            await asyncio.sleep(self._times.pass_every_s * random.uniform(0.5, 1.5))
+            try:
+                await self.once()
+                if self._gateway.clock.monotonic_s() >= next_uploads_s:
+                    await self.remove_orphaned_uploads()
+                    wait_s = self._times.uploads_every_s * random.uniform(0.5, 1.5)
+                    next_uploads_s = self._gateway.clock.monotonic_s() + wait_s
+            except (KafkaBaseError, ObjectStoreError, TimeoutError) as error:
+                log.warning(
+                    "A clean-up pass failed.",
+                    action="cleanup_failed",
+                    error=type(error).__name__,
+                )
+
+    async def once(self) -> None:
+        """One pass over ended files and batches. Raises KafkaBaseError, ObjectStoreError."""
+        await self._gateway.sync()
+        before_ms = self._before_ms(self._times.grace_s)
+        while files := await self._gateway.queries.ended_files(before_ms, _ROUND):
+            for file in files:
+                await self._remove_file(file)
+            # Tombstones are read back, so that the next question doesn't find the same files.
+            await self._gateway.sync()
+        while batches := await self._gateway.queries.batches_to_clean(before_ms, _ROUND):
+            for batch in batches:
+                await self._remove_working_objects(batch)
+        await self._gateway.rows.forget_files(self._before_ms(self._times.forget_s))
+
+    async def remove_orphaned_uploads(self) -> None:
+        """Looks at every uploaded object. Raises KafkaBaseError, ObjectStoreError."""
+        before_ms = self._before_ms(self._times.orphan_s)
+        old: list[str] = []
+        async for info in self._gateway.store.list(_UPLOADS):
+            if info.modified_ms <= before_ms:
+                old.append(info.key)
+            if len(old) >= _ROUND:
+                await self._remove_orphans(old)
+                old = []
+        await self._remove_orphans(old)
+
+    async def _remove_orphans(self, object_keys: list[str]) -> None:
+        if not object_keys:
+            return
+        # After the listing, so that a record written meanwhile counts.
+        await self._gateway.sync()
+        by_id = {key.rpartition("/")[2]: key for key in object_keys}
+        for file_id in await self._gateway.queries.without_record(list(by_id)):
+            await self._gateway.store.delete(by_id[file_id])
+            log.info("An orphan was removed.", action="orphan_removed", file_id=file_id)
+
+    async def _remove_file(self, file: FileRecord) -> None:
+        await self._gateway.store.delete(file.object.key)
+        await self._gateway.store.delete(file.object.key + _MANIFEST)
+        async with asyncio.timeout(self._gateway.timeouts.send_s):
+            await self._gateway.producer.send(FILE, file.file_id, None)
+        log.info("A file's bytes were removed.", action="file_removed", file_id=file.file_id)
+
+    async def _remove_working_objects(self, batch: BatchSnapshot) -> None:
+        # Output files end as files do, with their own records.
+        ids = (batch.output_file_id, batch.error_file_id)
+        kept = {keys.assembled(batch.batch_id, file_id) for file_id in ids if file_id}
+        removed = 0
+        async for info in self._gateway.store.list(keys.batch_prefix(batch.batch_id)):
+            if info.key.removesuffix(_MANIFEST) not in kept:
+                await self._gateway.store.delete(info.key)
+                removed += 1
+        await self._gateway.rows.mark_cleaned(batch.batch_id)
+        log.info(
+            "A batch's working objects were removed.",
+            action="batch_cleaned",
+            batch_id=batch.batch_id,
+            objects=removed,
+        )
+
+    def _before_ms(self, seconds: float) -> int:
+        return self._gateway.clock.now_ms() - round(seconds * 1000)

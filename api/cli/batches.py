@@ -1,0 +1,144 @@
+"""`backhaul list`, `get` and `cancel`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from itertools import islice
+from typing import Annotated
+
+import typer
+
+from api.cli.http import Json
+from api.cli.options import (
+    APIKey,
+    AsJSON,
+    BaseURL,
+    BatchID,
+    DataDir,
+    Interval,
+    client_for,
+)
+from api.cli.terminal import note, out, out_json
+from api.cli.view import BatchView, ago, counts_text, duration, error_lines, view_of
+from api.cli.watch import watch_to_end
+
+_PAGE = 100
+
+
+def list_batches(
+    limit: Annotated[int, typer.Option("--limit", "-n", help="At most so many.", min=1)] = 20,
+    every: Annotated[bool, typer.Option("--all", help="All of them, whatever --limit.")] = False,
+    status: Annotated[
+        list[str] | None,
+        typer.Option("--status", help="Only batches with this status; repeatable."),
+    ] = None,
+    as_json: AsJSON = False,
+    base_url: BaseURL = None,
+    api_key: APIKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List batches, newest first. With --json one Batch object a line."""
+    wanted = None if every else limit
+    with client_for(base_url, api_key, data_dir) as client:
+        page = min(limit, _PAGE) if not every and not status else _PAGE
+        batches = (
+            batch
+            for batch in client.list_batches(page=page)
+            if not status or batch.get("status") in status
+        )
+        _show_list(islice(batches, wanted), as_json=as_json)
+
+
+def _show_list(batches: Iterable[Json], *, as_json: bool) -> None:
+    shown = False
+    for batch in batches:
+        if as_json:
+            out_json(batch)
+            continue
+        if not shown:
+            out(f"{'BATCH':<38} {'STATUS':<11} {'DONE':>11} {'FAILED':>6} {'CREATED':>10}")
+        shown = True
+        out(_row(view_of(batch)))
+    if not shown and not as_json:
+        note("No batches.")
+
+
+def _row(view: BatchView) -> str:
+    done = f"{view.done}/{view.total}" if view.total else "-"
+    created = ago(time.time() - view.created_at)
+    return f"{view.id:<38} {view.status:<11} {done:>11} {view.failed or '-':>6} {created:>10}"
+
+
+def get(
+    batch: BatchID,
+    as_json: AsJSON = False,
+    base_url: BaseURL = None,
+    api_key: APIKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Show one batch."""
+    with client_for(base_url, api_key, data_dir) as client:
+        answer = client.get_batch(batch)
+    if as_json:
+        out_json(answer)
+        return
+    for name, value in _fields(view_of(answer), answer):
+        out(f"{name + ':':<12} {value}")
+
+
+def _fields(view: BatchView, batch: Json) -> list[tuple[str, str]]:
+    now = time.time()
+    fields = [
+        ("batch", view.id),
+        ("status", view.status),
+        ("lines", counts_text(view)),
+        ("endpoint", view.endpoint),
+        ("model", str(batch.get("model") or "")),
+        ("created", f"{_at(view.created_at)} ({ago(now - view.created_at)})"),
+    ]
+    if view.ended_at:
+        took = duration(view.ended_at - view.created_at)
+        fields.append(("ended", f"{_at(view.ended_at)} (after {took})"))
+    elif view.expires_at:
+        fields.append(("expires", f"{_at(view.expires_at)} (in {duration(view.expires_at - now)})"))
+    if view.input_tokens or view.output_tokens:
+        fields.append(("tokens", f"{view.input_tokens:,} in, {view.output_tokens:,} out"))
+    fields += [
+        ("input", view.input_file_id or ""),
+        ("output", view.output_file_id or ""),
+        ("errors", view.error_file_id or ""),
+    ]
+    fields += [("metadata", f"{name}={value}") for name, value in view.metadata.items()]
+    fields += [("error", text) for text in error_lines(view.errors)]
+    return [(name, value) for name, value in fields if value]
+
+
+def _at(unix_s: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_s))
+
+
+def cancel(
+    batch: BatchID,
+    wait: Annotated[bool, typer.Option("--wait", help="Until it is cancelled.")] = False,
+    interval: Interval = 1.0,
+    as_json: AsJSON = False,
+    base_url: BaseURL = None,
+    api_key: APIKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Cancel a batch; what is done already is kept and can be downloaded.
+
+    With --wait, the exit code is that of `backhaul watch`: 4 once it is cancelled.
+    """
+    with client_for(base_url, api_key, data_dir) as client:
+        answer = client.cancel_batch(batch)
+        if wait:
+            watch_to_end(client, batch, interval_s=interval, as_json=as_json)
+            return
+    if as_json:
+        out_json(answer)
+        return
+    view = view_of(answer)
+    out(f"{view.id} {view.status}")
+    note(counts_text(view))

@@ -1,0 +1,135 @@
+"""A batch as people read it: what the commands show of the server's Batch object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+#: The batch will not change any more.
+ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
+_UNITS = ((86_400, "d"), (3600, "h"), (60, "min"))
+_MAX_ERRORS_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchView:
+    """The fields of a Batch object that commands look at; the server may send more, or fewer."""
+
+    id: str
+    status: str
+    endpoint: str
+    total: int
+    completed: int
+    failed: int
+    created_at: int
+    ended_at: int | None
+    expires_at: int | None
+    output_file_id: str | None
+    error_file_id: str | None
+    input_file_id: str | None
+    errors: tuple[Mapping[str, Any], ...]
+    input_tokens: int
+    output_tokens: int
+    metadata: Mapping[str, str]
+
+    @property
+    def done(self) -> int:
+        """Lines that are over, well or badly."""
+        return self.completed + self.failed
+
+    @property
+    def ended(self) -> bool:
+        """Whether the batch will not change any more."""
+        return self.status in ENDED
+
+    @property
+    def ended_well(self) -> bool:
+        """Completed, with at least one good line (or none to do)."""
+        return self.status == "completed" and (self.completed > 0 or self.failed == 0)
+
+
+def view_of(batch: Mapping[str, Any]) -> BatchView:
+    """The view of a Batch object; absent and null fields are empty ones."""
+    counts = batch.get("request_counts") or {}
+    usage = batch.get("usage") or {}
+    ends = (batch.get(f"{status}_at") for status in ENDED)
+    return BatchView(
+        id=str(batch.get("id") or ""),
+        status=str(batch.get("status") or "unknown"),
+        endpoint=str(batch.get("endpoint") or ""),
+        total=int(counts.get("total") or 0),
+        completed=int(counts.get("completed") or 0),
+        failed=int(counts.get("failed") or 0),
+        created_at=int(batch.get("created_at") or 0),
+        ended_at=next((int(at) for at in ends if at), None),
+        expires_at=batch.get("expires_at"),
+        output_file_id=batch.get("output_file_id"),
+        error_file_id=batch.get("error_file_id"),
+        input_file_id=batch.get("input_file_id"),
+        errors=tuple((batch.get("errors") or {}).get("data") or ()),
+        input_tokens=int(usage.get("input_tokens") or 0),
+        output_tokens=int(usage.get("output_tokens") or 0),
+        metadata=batch.get("metadata") or {},
+    )
+
+
+def duration(seconds: float) -> str:
+    """`0:07`, `12:30`, `3:05:00`."""
+    whole = max(0, round(seconds))
+    hours, minutes = divmod(whole // 60, 60)
+    if hours:
+        return f"{hours}:{minutes:02d}:{whole % 60:02d}"
+    return f"{minutes}:{whole % 60:02d}"
+
+
+def ago(seconds: float) -> str:
+    """`12 s ago`, `3 min ago`, `5 h ago`, `2 d ago`."""
+    for unit, name in _UNITS:
+        if seconds >= unit:
+            return f"{int(seconds // unit)} {name} ago"
+    return f"{max(0, int(seconds))} s ago"
+
+
+def size(count: int) -> str:
+    """`512 B`, `1.5 MB`."""
+    value = float(count)
+    for unit in ("B", "KB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def counts_text(view: BatchView) -> str:
+    """`1,234 of 5,000 lines, 3 failed`."""
+    if not view.total:
+        return "no lines counted yet" if not view.ended else "no lines"
+    failed = f", {view.failed:,} failed" if view.failed else ""
+    return f"{view.done:,} of {view.total:,} lines{failed}"
+
+
+def error_lines(errors: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The validation errors, one a line, up to a number."""
+    shown = []
+    for error in errors[:_MAX_ERRORS_SHOWN]:
+        line = error.get("line")
+        where = f"line {line}: " if line is not None else ""
+        shown.append(f"{where}{error.get('message') or error.get('code') or 'unknown error'}")
+    if len(errors) > _MAX_ERRORS_SHOWN:
+        shown.append(f"and {len(errors) - _MAX_ERRORS_SHOWN:,} more")
+    return shown
+
+
+def summary_lines(view: BatchView) -> list[str]:
+    """What to say about a batch that has ended, and what can be done next."""
+    took = ""
+    if view.ended_at and view.created_at:
+        took = f", in {duration(view.ended_at - view.created_at)}"
+    lines = [f"{view.id} {view.status}", f"{counts_text(view)}{took}"]
+    if view.input_tokens or view.output_tokens:
+        lines.append(f"tokens: {view.input_tokens:,} in, {view.output_tokens:,} out")
+    lines += error_lines(view.errors)
+    if view.output_file_id or view.error_file_id:
+        lines.append(f"results: backhaul download {view.id}")
+    return lines

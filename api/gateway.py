@@ -1,0 +1,106 @@
+"""What the routes work with: the log, the read model, the object store, and the rules of waiting.
+
+A write is answered once the gateway has read its own record back, so that whoever wrote it sees
+it. "There is no such object" is said only after reading to the topics' ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import structlog
+from aiohttp import web
+
+from api.auth import Keyring
+from api.catalogue import ModelCatalogue
+from api.log_port import LogProducer
+from api.read_model.follower import Follower
+from api.read_model.queries import Queries
+from api.read_model.store import ReadModelStore
+from schemas.records import BatchSnapshot, FileRecord, Record
+from schemas.topics import Topic
+from streams.domain.clock import Clock
+from streams.ports.object_store import ObjectStore
+from streams.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+#: Uploads at once.
+MAX_UPLOADS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeouts:
+    """Seconds that requests wait; tests shorten them.
+
+    send_s: for the log to have a record. read_back_s: for the read model to have it, too.
+    sync_s: for the read model to reach the topics' ends. body_idle_s: for the next bytes of a
+    request's body. body_s: for all of a JSON body. upload_s: for all of a file. stalled_s: for a
+    client to take the next bytes of a download.
+    """
+
+    send_s: float = 30.0
+    read_back_s: float = 10.0
+    sync_s: float = 10.0
+    body_idle_s: float = 60.0
+    body_s: float = 30.0
+    upload_s: float = 3600.0
+    stalled_s: float = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gateway:
+    """Everything that a request may need."""
+
+    settings: Settings
+    clock: Clock
+    producer: LogProducer
+    follower: Follower
+    rows: ReadModelStore
+    queries: Queries
+    store: ObjectStore
+    keyring: Keyring
+    catalogue: ModelCatalogue
+    timeouts: Timeouts = Timeouts()
+    #: Each upload holds a megabyte or two.
+    uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_UPLOADS))
+
+    async def publish(self, topic: Topic, key: str, record: Record) -> bool:
+        """Sends a record and waits until it was read back; False if that took too long.
+
+        Raises KafkaBaseError or TimeoutError if the log may not have it.
+        """
+        async with asyncio.timeout(self.timeouts.send_s):
+            place = await self.producer.send(topic, key, record)
+        read_back = await self.follower.reached(topic, place, self.timeouts.read_back_s)
+        if not read_back:
+            log.warning("Reading lags.", action="read_back_timeout", topic=topic.name)
+        return read_back
+
+    async def sync(self) -> None:
+        """Reads to the topics' present ends. Raises KafkaBaseError or TimeoutError."""
+        await self.follower.sync(self.timeouts.sync_s)
+
+    async def surely(self, ask: Callable[[], Awaitable[T | None]]) -> T | None:
+        """The answer of a query; None only if it is still None at the topics' ends."""
+        found = await ask()
+        if found is None:
+            await self.sync()
+            found = await ask()
+        return found
+
+    async def file(self, tenant: str, file_id: str) -> FileRecord | None:
+        """The tenant's visible file."""
+        return await self.surely(lambda: self.queries.file(tenant, file_id, self.clock.now_ms()))
+
+    async def batch(self, tenant: str, batch_id: str) -> BatchSnapshot | None:
+        """The tenant's batch."""
+        return await self.surely(lambda: self.queries.batch(tenant, batch_id))
+
+
+GATEWAY = web.AppKey("gateway", Gateway)

@@ -1,0 +1,1 @@
+"""`backhaul up`: a broker, the topics and every role on one machine, kept alive."""

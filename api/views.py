@@ -1,0 +1,98 @@
+"""Records as the JSON objects that callers see: OpenAI's Batch, File and list."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from schemas.records import BatchError, BatchSnapshot, FileRecord
+
+JSON = dict[str, Any]
+
+
+def answer(body: JSON) -> web.Response:
+    """200 with a JSON body."""
+    return web.Response(body=msgspec.json.encode(body), content_type="application/json")
+
+
+def batch(snapshot: BatchSnapshot) -> JSON:
+    """A Batch, with every field that OpenAI's has."""
+    usage = snapshot.usage
+    return {
+        "id": snapshot.batch_id,
+        "object": "batch",
+        "endpoint": snapshot.endpoint,
+        "model": snapshot.model,
+        "errors": _errors(snapshot.errors),
+        "input_file_id": snapshot.input_file_id,
+        "completion_window": snapshot.completion_window,
+        "status": snapshot.status.value,
+        "output_file_id": snapshot.output_file_id,
+        "error_file_id": snapshot.error_file_id,
+        "created_at": snapshot.created_at_ms // 1000,
+        "in_progress_at": _seconds(snapshot.in_progress_at_ms),
+        "expires_at": snapshot.expires_at_ms // 1000,
+        "finalizing_at": _seconds(snapshot.finalizing_at_ms),
+        "completed_at": _seconds(snapshot.completed_at_ms),
+        "failed_at": _seconds(snapshot.failed_at_ms),
+        "expired_at": _seconds(snapshot.expired_at_ms),
+        "cancelling_at": _seconds(snapshot.cancelling_at_ms),
+        "cancelled_at": _seconds(snapshot.cancelled_at_ms),
+        "request_counts": {
+            "total": snapshot.total,
+            "completed": snapshot.completed,
+            "failed": snapshot.failed,
+        },
+        "usage": {
+            "input_tokens": usage.input_tokens,
+            "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+            "output_tokens": usage.output_tokens,
+            "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+            "total_tokens": usage.input_tokens + usage.output_tokens,
+        },
+        "metadata": snapshot.metadata or None,
+    }
+
+
+def file(record: FileRecord) -> JSON:
+    """A File. `status` is deprecated but the SDKs require it."""
+    found = {
+        "id": record.file_id,
+        "object": "file",
+        "bytes": record.object.size_bytes,
+        "created_at": record.created_at_ms // 1000,
+        "filename": record.filename,
+        "purpose": record.purpose,
+        "status": "processed",
+        "status_details": None,
+    }
+    if record.expires_at_ms is not None:
+        found["expires_at"] = record.expires_at_ms // 1000
+    return found
+
+
+def page(data: Sequence[JSON], *, has_more: bool) -> JSON:
+    """A list."""
+    return {
+        "object": "list",
+        "data": data,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+        "has_more": has_more,
+    }
+
+
+def _errors(errors: Sequence[BatchError]) -> JSON | None:
+    if not errors:
+        return None
+    data = [
+        {"code": e.code, "message": e.message, "param": e.param, "line": e.line} for e in errors
+    ]
+    return {"object": "list", "data": data}
+
+
+def _seconds(ms: int | None) -> int | None:
+    return None if ms is None else ms // 1000

@@ -1,0 +1,74 @@
+"""Error codes that callers see. HTTP bodies, validation errors and error files use nothing else."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ValidationCode(StrEnum):
+    """Codes of `errors.data[]` of a failed batch."""
+
+    #: A field is wrong, or the input file can't be used.
+    INVALID_REQUEST = "invalid_request"
+    #: The line is not JSON.
+    INVALID_JSON_LINE = "invalid_json_line"
+    #: custom_id, method, url or body is absent.
+    MISSING_REQUIRED_PARAMETER = "missing_required_parameter"
+    #: The line's url is not the batch's endpoint.
+    INVALID_URL = "invalid_url"
+    #: The line's method is not POST.
+    INVALID_METHOD = "invalid_method"
+    #: body.stream is true.
+    STREAMING_UNSUPPORTED = "streaming_unsupported"
+    #: No configured upstream serves the model.
+    MODEL_NOT_FOUND = "model_not_found"
+    #: Two lines have the same custom_id.
+    DUPLICATE_CUSTOM_ID = "duplicate_custom_id"
+    #: The file has no lines.
+    EMPTY_FILE = "empty_file"
+    #: More lines than a batch may have.
+    TOO_MANY_REQUESTS = "too_many_requests_in_file"
+    #: The file is larger than a batch's input may be.
+    FILE_TOO_LARGE = "file_too_large"
+    #: One line is larger than a line may be.
+    LINE_TOO_LARGE = "line_too_large"
+    #: The file could not be read or the plan not written, after retries.
+    INTERNAL_ERROR = "internal_error"
+
+
+class LineCode(StrEnum):
+    """Codes of `error` of a line that was never answered, in the error file."""
+
+    #: The completion window ended first.
+    BATCH_EXPIRED = "batch_expired"
+    #: The batch was cancelled first.
+    BATCH_CANCELLED = "batch_cancelled"
+    #: The upstream did not answer in time, at every attempt.
+    REQUEST_TIMEOUT = "request_timeout"
+    #: The upstream could not be reached or cut the connection, at every attempt.
+    UPSTREAM_UNREACHABLE = "upstream_unreachable"
+    #: The upstream's answer was not JSON, or cut off, at every attempt.
+    UPSTREAM_INVALID_RESPONSE = "upstream_invalid_response"
+    #: The upstream's answer was larger than the operator allows.
+    RESPONSE_TOO_LARGE = "response_too_large"
+    #: The line's bytes could not be read back from the input file.
+    INPUT_LOST = "input_lost"
+    #: The outcome was counted, but the object that holds it could not be read.
+    OUTPUT_LOST = "output_lost"
+
+
+#: What the never-answered line says to its reader.
+LINE_MESSAGES: dict[LineCode, str] = {
+    LineCode.BATCH_EXPIRED: (
+        "This request could not be executed before the completion window expired."
+    ),
+    LineCode.BATCH_CANCELLED: "This request was not executed because the batch was cancelled.",
+    LineCode.REQUEST_TIMEOUT: "The model did not answer this request in time, at every attempt.",
+    LineCode.UPSTREAM_UNREACHABLE: "The model server could not be reached, at every attempt.",
+    LineCode.UPSTREAM_INVALID_RESPONSE: (
+        "The model server's answer was not valid, at every attempt."
+    ),
+    LineCode.RESPONSE_TOO_LARGE: "The model server's answer was larger than this server allows.",
+    LineCode.INPUT_LOST: "This request could not be read back from the input file.",
+    LineCode.OUTPUT_LOST: "This request was executed, but its result could not be read back.",
+}

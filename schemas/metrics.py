@@ -1,0 +1,276 @@
+"""The one table of metrics: name, kind, labels and meaning. Dashboards and docs use nothing else.
+
+Roles ask a `Metrics` for the instrument of a row: `metrics.counter(RECORDS_CONSUMED)`. Labels hold
+bounded sets only (topics, reasons, pools), never ids of batches, tenants or lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+
+#: Content type of what `Metrics.exposition` returns.
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class MetricKind(StrEnum):
+    """How a metric moves."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric. Counters' names end in `_total`; units stand in the name."""
+
+    name: str
+    kind: MetricKind
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+#: Seconds from a fast hop through Kafka to a long model call.
+LATENCY_BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0)
+
+# Every process
+READY = Metric(
+    "backhaul_ready", MetricKind.GAUGE, "1 while the process is joined, recovered and can send."
+)
+
+# Kafka base
+RECORDS_CONSUMED = Metric(
+    "backhaul_records_consumed_total",
+    MetricKind.COUNTER,
+    "Records read by the consumer group and handed to the role.",
+    ("topic",),
+)
+RECORDS_PRODUCED = Metric(
+    "backhaul_records_produced_total",
+    MetricKind.COUNTER,
+    "Records that the broker acknowledged.",
+    ("topic",),
+)
+PRODUCE_FAILURES = Metric(
+    "backhaul_produce_failures_total",
+    MetricKind.COUNTER,
+    "Records that the broker did not take. Any is a reason to look at the brokers.",
+    ("topic",),
+)
+RECORDS_SKIPPED = Metric(
+    "backhaul_records_skipped_total",
+    MetricKind.COUNTER,
+    "Undecodable records passed over by a reader without a group. Should stay 0.",
+    ("topic",),
+)
+DEAD_LETTERS = Metric(
+    "backhaul_dead_letters_total",
+    MetricKind.COUNTER,
+    "Records moved to a dead-letter topic. Should stay 0; look at the record's headers.",
+    ("topic", "reason"),
+)
+REBALANCES = Metric(
+    "backhaul_rebalances_total", MetricKind.COUNTER, "Times that partitions were revoked."
+)
+ASSIGNED_PARTITIONS = Metric(
+    "backhaul_assigned_partitions", MetricKind.GAUGE, "Partitions this process holds.", ("topic",)
+)
+CONSUMER_LAG = Metric(
+    "backhaul_consumer_lag_records",
+    MetricKind.GAUGE,
+    "Records on assigned partitions that this process has not read yet.",
+    ("topic",),
+)
+RECOVERY_SECONDS = Metric(
+    "backhaul_table_recovery_seconds",
+    MetricKind.GAUGE,
+    "How long the last recovery of tables took.",
+)
+
+# Gateway
+GATEWAY_REQUESTS = Metric(
+    "backhaul_gateway_requests_total",
+    MetricKind.COUNTER,
+    "Requests answered, by route pattern and status; 499 is a client that went away.",
+    ("method", "route", "status"),
+)
+GATEWAY_SECONDS = Metric(
+    "backhaul_gateway_request_seconds",
+    MetricKind.HISTOGRAM,
+    "Time to answer a request, uploads and downloads in full.",
+    ("method", "route"),
+)
+
+# File-worker
+FILE_TASKS = Metric(
+    "backhaul_file_tasks_total",
+    MetricKind.COUNTER,
+    "Intake and assembly tasks answered, by result: validated, rejected, assembled; and bug, "
+    "which is an alarm: a task that failed in a way nobody foresaw and is tried again.",
+    ("task", "result"),
+)
+FILE_TASK_SECONDS = Metric(
+    "backhaul_file_task_seconds",
+    MetricKind.HISTOGRAM,
+    "Time from starting a task to its answer, waiting for the object store included.",
+    ("task",),
+)
+FILE_TASKS_HELD = Metric(
+    "backhaul_file_tasks_held", MetricKind.GAUGE, "Tasks read and not answered yet.", ("state",)
+)
+STORE_RETRIES = Metric(
+    "backhaul_object_store_retries_total",
+    MetricKind.COUNTER,
+    "Object store calls that failed and are tried again; 'full' needs room now.",
+    ("reason",),
+)
+LINES_LOST = Metric(
+    "backhaul_lines_lost_total",
+    MetricKind.COUNTER,
+    "Counted lines whose result could not be read back. Should stay 0; any is an alarm.",
+)
+ASSEMBLY_MISMATCHES = Metric(
+    "backhaul_assembly_mismatches_total",
+    MetricKind.COUNTER,
+    "Batches whose files disagree with the ledger's counts. Should stay 0; any is an alarm.",
+)
+
+# Batch-worker
+LINE_OUTCOMES = Metric(
+    "backhaul_line_outcomes_total",
+    MetricKind.COUNTER,
+    "Attempts at lines, by how they ended: completed, failed for good, retry; and why.",
+    ("kind", "reason"),
+)
+POOL_HELD = Metric(
+    "backhaul_pool_held_lines",
+    MetricKind.GAUGE,
+    "Lines held for an upstream pool: waiting, running, or on their way to Kafka.",
+    ("pool",),
+)
+POOL_CREDITS = Metric(
+    "backhaul_pool_credits", MetricKind.GAUGE, "Lines a pool is willing to hold.", ("pool",)
+)
+
+# Collector
+SEGMENTS_WRITTEN = Metric(
+    "backhaul_segments_written_total", MetricKind.COUNTER, "Segment objects stored and announced."
+)
+LINES_COLLECTED = Metric(
+    "backhaul_lines_collected_total",
+    MetricKind.COUNTER,
+    "Outcomes announced to the controller, by kind: completed, failed, retry.",
+    ("kind",),
+)
+COLLECTOR_HELD = Metric(
+    "backhaul_collector_held_bytes", MetricKind.GAUGE, "Outcomes read and not stored yet."
+)
+
+# Controller
+EVENTS_FOLDED = Metric(
+    "backhaul_events_folded_total", MetricKind.COUNTER, "Events folded into the state of batches."
+)
+LINES_ACCEPTED = Metric(
+    "backhaul_lines_accepted_total",
+    MetricKind.COUNTER,
+    "Lines newly counted, by result: completed, failed. Each line once.",
+    ("result",),
+)
+BATCHES_ENDED = Metric(
+    "backhaul_batches_ended_total",
+    MetricKind.COUNTER,
+    "Batches that reached a final status.",
+    ("status",),
+)
+
+METRICS: tuple[Metric, ...] = (
+    EVENTS_FOLDED,
+    LINES_ACCEPTED,
+    BATCHES_ENDED,
+    READY,
+    RECORDS_CONSUMED,
+    RECORDS_PRODUCED,
+    PRODUCE_FAILURES,
+    RECORDS_SKIPPED,
+    DEAD_LETTERS,
+    REBALANCES,
+    ASSIGNED_PARTITIONS,
+    CONSUMER_LAG,
+    RECOVERY_SECONDS,
+    GATEWAY_REQUESTS,
+    GATEWAY_SECONDS,
+    FILE_TASKS,
+    FILE_TASK_SECONDS,
+    FILE_TASKS_HELD,
+    STORE_RETRIES,
+    LINES_LOST,
+    ASSEMBLY_MISMATCHES,
+    LINE_OUTCOMES,
+    POOL_HELD,
+    POOL_CREDITS,
+    SEGMENTS_WRITTEN,
+    LINES_COLLECTED,
+    COLLECTOR_HELD,
+)
+
+Instrument = Counter | Gauge | Histogram
+I = TypeVar("I", Counter, Gauge, Histogram)  # noqa: E741 - an instrument
+
+
+class Metrics:
+    """The instruments of one process, made on first use, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._instruments: dict[str, Instrument] = {}
+
+    def counter(self, metric: Metric) -> Counter:
+        """The counter of this row."""
+        return self._get(
+            metric, Counter, lambda m: Counter(m.name, m.help, m.labels, registry=None)
+        )
+
+    def gauge(self, metric: Metric) -> Gauge:
+        """The gauge of this row."""
+        return self._get(metric, Gauge, lambda m: Gauge(m.name, m.help, m.labels, registry=None))
+
+    def histogram(self, metric: Metric) -> Histogram:
+        """The histogram of this row."""
+        return self._get(metric, Histogram, _histogram)
+
+    def with_process(self) -> Metrics:
+        """Adds CPU, memory and open files of this process, and returns itself."""
+        ProcessCollector(registry=self.registry)
+        return self
+
+    def exposition(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _get(self, metric: Metric, kind: type[I], make: Callable[[Metric], I]) -> I:
+        found = self._instruments.get(metric.name)
+        if found is None:
+            if metric.kind != kind.__name__.lower():
+                raise ValueError(f"{metric.name} is a {metric.kind}, not a {kind.__name__}")
+            found = self._instruments[metric.name] = make(metric)
+            self.registry.register(found)
+        assert isinstance(found, kind)  # noqa: S101 - narrows for the type checker
+        return found
+
+
+def _histogram(metric: Metric) -> Histogram:
+    buckets = metric.buckets or LATENCY_BUCKETS
+    return Histogram(metric.name, metric.help, metric.labels, buckets=buckets, registry=None)

@@ -1,0 +1,179 @@
+"""The one table of topics: name, key, records, partitions, clean-up, retention, and why.
+
+`backhaul topics apply` creates what is missing from it and `backhaul topics show` reports drift.
+A topic's full name is `<prefix>.<entity>.<event>.v<N>`; the prefix is a setting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from schemas import records as r
+
+_HOUR_S = 3600
+_DAY_S = 24 * _HOUR_S
+
+#: Largest record of any topic. Bodies above the claim-check limit never travel in Kafka, but a
+#: slice of lines just below it does, and so does an AssembleTask's bitmap.
+MAX_RECORD_BYTES = 4 * 1024 * 1024
+
+
+class Cleanup(StrEnum):
+    """How Kafka removes old records."""
+
+    DELETE = "delete"
+    COMPACT = "compact"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topic:
+    """One topic.
+
+    key: what the record key is ('' where the partition is chosen explicitly).
+    records: the record types a value may be.
+    partitions: default count when it is created; keyed topics never change it afterwards.
+    retention_s: for delete; None for compact. compaction_lag_s: min.compaction.lag.ms / 1000.
+    """
+
+    name: str
+    key: str
+    records: tuple[type[r.Record], ...]
+    partitions: int
+    cleanup: Cleanup
+    retention_s: int | None
+    compaction_lag_s: int | None = None
+    why: str
+
+    @property
+    def keyed(self) -> bool:
+        """Whether the partition follows from the key, so that the count can't change."""
+        return self.key != ""
+
+    def full_name(self, prefix: str) -> str:
+        """The topic's name on the cluster."""
+        return f"{prefix}.{self.name}"
+
+
+BATCH_COMMAND = Topic(
+    name="batch.command.v1",
+    key="batch id",
+    records=(r.BatchCreate, r.BatchCancel),
+    partitions=4,
+    cleanup=Cleanup.DELETE,
+    retention_s=35 * _DAY_S,
+    why="What callers ask of a batch. Any producer's partitioner will do: commands are re-emitted.",
+)
+BATCH_EVENT = Topic(
+    name="batch.event.v1",
+    key="batch id",
+    records=(
+        r.BatchCreate,
+        r.BatchCancel,
+        r.BatchValidated,
+        r.BatchRejected,
+        r.SegmentWritten,
+        r.BatchAssembled,
+        r.BatchWindowEnded,
+    ),
+    partitions=4,
+    cleanup=Cleanup.DELETE,
+    retention_s=35 * _DAY_S,
+    why="The one log of a batch, so that a replay interleaves as the first reading did. "
+    "The controller's tables have the same partitions.",
+)
+BATCH_STATUS = Topic(
+    name="batch.status.v1",
+    key="batch id",
+    records=(r.BatchSnapshot,),
+    partitions=4,
+    cleanup=Cleanup.COMPACT,
+    retention_s=None,
+    why="The latest snapshot of each batch, for the gateways' read models and for workers that "
+    "drop lines of ended batches.",
+)
+FILE = Topic(
+    name="file.v1",
+    key="file id",
+    records=(r.FileRecord,),
+    partitions=4,
+    cleanup=Cleanup.COMPACT,
+    retention_s=None,
+    why="Every file, until its bytes are gone and a tombstone follows.",
+)
+ACCOUNT = Topic(
+    name="account.v1",
+    key="key id",
+    records=(r.ApiKeyRecord,),
+    partitions=1,
+    cleanup=Cleanup.COMPACT,
+    retention_s=None,
+    why="API keys, hashed. Small; one partition keeps the order of a key's life plain.",
+)
+FILE_TASK = Topic(
+    name="file.task.v1",
+    key="batch id",
+    records=(r.IntakeTask, r.AssembleTask),
+    partitions=4,
+    cleanup=Cleanup.DELETE,
+    retention_s=7 * _DAY_S,
+    why="Work for the file-workers.",
+)
+LINE_READY = Topic(
+    name="line.ready.v1",
+    key="",
+    records=(r.ReadyLines,),
+    partitions=8,
+    cleanup=Cleanup.DELETE,
+    retention_s=8 * _DAY_S,
+    why="Slices of lines to run, kept shallow by the dispatcher. The partition is that of a worker "
+    "with credits, so there must be at least as many partitions as batch-workers.",
+)
+LINE_DONE = Topic(
+    name="line.done.v1",
+    key="batch id",
+    records=(r.DoneLines,),
+    partitions=4,
+    cleanup=Cleanup.DELETE,
+    retention_s=7 * _DAY_S,
+    why="Outcomes. Keyed by batch, so that one collector packs all outcomes of a batch in order.",
+)
+USAGE_RECORDED = Topic(
+    name="usage.recorded.v1",
+    key="tenant",
+    records=(r.UsageRecorded,),
+    partitions=4,
+    cleanup=Cleanup.DELETE,
+    retention_s=90 * _DAY_S,
+    why="Usage of newly accepted lines: the billing truth. Late replays need the long retention.",
+)
+CAPACITY = Topic(
+    name="capacity.v1",
+    key="instance id",
+    records=(r.WorkerLoad, r.ControllerLoad),
+    partitions=1,
+    cleanup=Cleanup.COMPACT,
+    retention_s=None,
+    why="Each process's present load and credits. Read without a group; only the latest counts.",
+)
+
+TOPICS: tuple[Topic, ...] = (
+    BATCH_COMMAND,
+    BATCH_EVENT,
+    BATCH_STATUS,
+    FILE,
+    ACCOUNT,
+    FILE_TASK,
+    LINE_READY,
+    LINE_DONE,
+    USAGE_RECORDED,
+    CAPACITY,
+)
+
+#: Suffix of the topic to which undecodable records of a consumed topic are moved.
+DLQ_SUFFIX = ".dlq"
+DLQ_RETENTION_S = 30 * _DAY_S
+#: Topics read by an acking consumer group: each has a dead-letter topic.
+GROUP_TOPICS: tuple[Topic, ...] = (BATCH_COMMAND, BATCH_EVENT, FILE_TASK, LINE_READY, LINE_DONE)
+#: Topics that share keys with tables or with each other and so have equal partition counts.
+COPARTITIONED: tuple[Topic, ...] = (BATCH_COMMAND, BATCH_EVENT)

@@ -1,0 +1,1 @@
+"""The ports made real, and public in-memory fakes of each."""

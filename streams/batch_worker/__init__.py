@@ -1,0 +1,1 @@
+"""Sends lines to upstreams and publishes their outcomes."""

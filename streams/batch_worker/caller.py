@@ -1,0 +1,171 @@
+"""One attempt at one line, from its bytes to an outcome that can travel."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+
+import msgspec
+import structlog
+
+from schemas.records import ClaimCheck, Outcome
+from streams.batch_worker.line import Line
+from streams.batch_worker.request import Request, parse_request, upstream_names
+from streams.domain import keys
+from streams.domain.clock import Clock
+from streams.domain.failures import FailureReason
+from streams.domain.ids import new_claim_id
+from streams.domain.outcome import Answer, Attempt, Judge
+from streams.domain.outcome_retry import RetryPolicy
+from streams.domain.upstreams import Upstream
+from streams.kafka.failpoint import reach
+from streams.ports.inference import BlipError, InferenceClient, InferenceError
+from streams.ports.object_store import ObjectNotFoundError, ObjectStore, ObjectStoreError
+
+log = structlog.get_logger(__name__)
+
+#: Pauses before a call is repeated that brought no byte; each is drawn from half of it up.
+_BLIP_PAUSES_S = (0.05, 0.2)
+#: Pauses while the object store fails: a line waits for it, and so does its credit.
+_STORE_FIRST_PAUSE_S, _STORE_MAX_PAUSE_S = 0.1, 5.0
+
+
+class Caller:
+    """Makes the attempts at the lines of one upstream."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        client: InferenceClient,
+        store: ObjectStore,
+        clock: Clock,
+        *,
+        claim_check_bytes: int,
+        random: Callable[[], float],
+    ) -> None:
+        self._client = client
+        self._store = store
+        self._clock = clock
+        self._claim_check_bytes = claim_check_bytes
+        self._random = random
+        self._names = upstream_names(upstream)
+        policy = RetryPolicy(upstream.max_attempts, upstream.first_retry_s, upstream.max_retry_s)
+        self._judge = Judge(policy, random)
+
+    async def attempt(self, line: Line) -> Outcome | None:
+        """The outcome; None if the line's window is over, so that it must not start any more."""
+        try:
+            return await self._attempt(line)
+        except Exception as error:  # noqa: BLE001 - one line must not take the worker down
+            log.error(
+                "An attempt failed inside the worker.",
+                action="attempt_broken",
+                batch_id=line.ready.batch_id,
+                line=line.item.line,
+                error=type(error).__name__,
+            )
+            return self._without_request(line, FailureReason.INVALID_RESPONSE)
+
+    async def _attempt(self, line: Line) -> Outcome | None:
+        ready, item = line.ready, line.item
+        if ready.deadline_ms <= self._clock.now_ms():
+            return None
+        raw = item.raw
+        if raw is None:
+            fetched = await self._fetched(item.claim, ready.deadline_ms)
+            if fetched is None:
+                return None
+            raw = fetched
+        request = parse_request(raw, self._names)
+        if request is None:
+            return self._without_request(line, FailureReason.INPUT_LOST)
+        outcome = await self._called(line, request)
+        reach("batch_worker.answered")
+        rendered = outcome.rendered
+        if rendered is not None and len(rendered) > self._claim_check_bytes:
+            return await self._checked_in(ready.batch_id, outcome, rendered)
+        return outcome
+
+    def _without_request(self, line: Line, reason: FailureReason) -> Outcome:
+        ready, item = line.ready, line.item
+        attempt = Attempt(ready.batch_id, item.line, item.attempt, ready.endpoint)
+        return self._judge.unanswered(attempt, reason, self._clock.now_ms(), 0)
+
+    async def _called(self, line: Line, request: Request) -> Outcome:
+        ready, item = line.ready, line.item
+        attempt = Attempt(
+            ready.batch_id,
+            item.line,
+            item.attempt,
+            ready.endpoint,
+            request.custom_id,
+            request.model,
+        )
+        clock = self._clock
+        started = clock.monotonic_s()
+        try:
+            answer = await self._answer(ready.endpoint, request.body)
+        except InferenceError as error:
+            took_ms = round((clock.monotonic_s() - started) * 1000)
+            return self._judge.unanswered(attempt, error.reason, clock.now_ms(), took_ms)
+        took_ms = round((clock.monotonic_s() - started) * 1000)
+        return self._judge.answered(attempt, answer, clock.now_ms(), took_ms)
+
+    async def _answer(self, path: str, body: bytes) -> Answer:
+        for pause_s in _BLIP_PAUSES_S:
+            try:
+                return await self._client.send(path, body)
+            except BlipError:
+                await asyncio.sleep(pause_s * (0.5 + 0.5 * self._random()))
+        return await self._client.send(path, body)
+
+    async def _fetched(self, claim: ClaimCheck | None, deadline_ms: int) -> bytes | None:
+        """The claimed bytes, empty if they are lost; None if the window ended before."""
+        if claim is None:
+            return b""
+        pause_s = _STORE_FIRST_PAUSE_S
+        while self._clock.now_ms() < deadline_ms:
+            try:
+                raw = await self._store.get_range(claim.key, claim.offset, claim.length)
+            except ObjectNotFoundError:
+                return b""
+            except ObjectStoreError as error:
+                _log_store_failure(error)
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, _STORE_MAX_PAUSE_S)
+            else:
+                return raw if _is_whole(raw, claim) else b""
+        return None
+
+    async def _checked_in(self, batch_id: str, outcome: Outcome, rendered: bytes) -> Outcome:
+        key = keys.claim(batch_id, new_claim_id())
+        pause_s = _STORE_FIRST_PAUSE_S
+        while True:
+            try:
+                await self._store.put(key, rendered)
+            except ObjectStoreError as error:
+                # The answer is paid for, so it waits here, within its credit, for the store.
+                _log_store_failure(error)
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, _STORE_MAX_PAUSE_S)
+            else:
+                break
+        claim = ClaimCheck(
+            key=key, offset=0, length=len(rendered), sha256=hashlib.sha256(rendered).hexdigest()
+        )
+        return msgspec.structs.replace(outcome, rendered=None, claim=claim)
+
+
+def _is_whole(raw: bytes, claim: ClaimCheck) -> bool:
+    if len(raw) != claim.length:
+        return False
+    return claim.sha256 is None or hashlib.sha256(raw).hexdigest() == claim.sha256
+
+
+def _log_store_failure(error: ObjectStoreError) -> None:
+    log.warning(
+        "The object store failed; trying again.",
+        action="store_failed",
+        error=type(error).__name__,
+    )

@@ -1,0 +1,121 @@
+"""Runs the lines of one upstream pool: so many at once, the others wait here and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from streams.background import Broken
+from streams.batch_worker.line import Line
+from streams.domain.clock import Clock
+
+#: How long a freed credit takes to come back as a line: load published, line released and read.
+HOP_S = 0.2
+#: Lines waiting here beyond those that run: what the pool finishes within a hop, within bounds.
+MIN_PREFETCH, MAX_PREFETCH = 8, 1024
+#: Over how long the rate of finished lines is averaged.
+_RATE_WINDOW_S = 0.5
+
+Run = Callable[[Line], Awaitable[None]]
+
+
+class Pool:
+    """The limiter of one pool. `run` runs one line; `broken` hears of what it raises, a bug."""
+
+    def __init__(
+        self, name: str, max_in_flight: int, run: Run, clock: Clock, broken: Broken
+    ) -> None:
+        self.name = name
+        #: Lines held for this pool: waiting, running, or with an outcome not yet at the broker.
+        self.held = 0
+        self._max_in_flight = max_in_flight
+        self._run = run
+        self._broken = broken
+        self._clock = clock
+        self._waiting: deque[Line] = deque()
+        self._running: dict[Line, asyncio.Task[None]] = {}
+        self._closed = False
+        self._rate = 0.0
+        self._finished = 0
+        self._rated_at = clock.monotonic_s()
+
+    @property
+    def running(self) -> int:
+        """How many calls run now."""
+        return len(self._running)
+
+    def credits(self) -> int:
+        """How many lines this pool is willing to hold, by the rate at which it finishes them."""
+        if self._closed:
+            return 0
+        self._measure()
+        prefetch = math.ceil(self._rate * HOP_S)
+        return self._max_in_flight + min(max(prefetch, MIN_PREFETCH), MAX_PREFETCH)
+
+    def add(self, line: Line) -> None:
+        """Takes a line; it runs as soon as there is room."""
+        self.held += 1
+        self._waiting.append(line)
+        self._fill()
+
+    def release(self) -> None:
+        """A line that was held is not any more."""
+        self.held -= 1
+        self._finished += 1
+
+    def withdraw(self, unwanted: Callable[[Line], bool]) -> list[Line]:
+        """Takes out and returns the waiting lines that are not wanted any more."""
+        out = [line for line in self._waiting if unwanted(line)]
+        if out:
+            self._waiting = deque(line for line in self._waiting if not unwanted(line))
+        return out
+
+    def drop(self, unwanted: Callable[[Line], bool]) -> list[Line]:
+        """withdraw(), and also cuts and returns those that run."""
+        out = self.withdraw(unwanted)
+        for line, task in self._running.items():
+            if unwanted(line):
+                task.cancel()
+                out.append(line)
+        return out
+
+    def close(self) -> list[Line]:
+        """Starts nothing any more; returns the lines that were waiting."""
+        self._closed = True
+        return self.withdraw(lambda _line: True)
+
+    async def drain(self, budget_s: float) -> None:
+        """Waits for running calls for so long, then cuts them."""
+        tasks = list(self._running.values())
+        if not tasks:
+            return
+        _done, late = await asyncio.wait(tasks, timeout=budget_s)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+
+    def _fill(self) -> None:
+        waiting, running = self._waiting, self._running
+        while waiting and len(running) < self._max_in_flight and not self._closed:
+            line = waiting.popleft()
+            running[line] = asyncio.create_task(self._one(line))
+
+    async def _one(self, line: Line) -> None:
+        try:
+            await self._run(line)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not pass unheard
+            self._broken(error)
+        finally:
+            del self._running[line]
+            self._fill()
+
+    def _measure(self) -> None:
+        now = self._clock.monotonic_s()
+        elapsed = now - self._rated_at
+        if elapsed < 0.1 * _RATE_WINDOW_S:
+            return
+        share = min(elapsed / _RATE_WINDOW_S, 1.0)
+        self._rate += (self._finished / elapsed - self._rate) * share
+        self._finished, self._rated_at = 0, now

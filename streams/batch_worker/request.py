@@ -1,0 +1,67 @@
+"""What a line of an input file asks: its custom id, its body as bytes, and its model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from streams.domain.upstreams import Upstream
+
+#: A model's name is cut to this in outcomes; the body keeps it whole.
+_MAX_MODEL_CHARS = 256
+
+
+class _Line(msgspec.Struct):
+    custom_id: msgspec.Raw
+    body: msgspec.Raw
+
+
+class _Body(msgspec.Struct):
+    model: str = ""
+
+
+_line = msgspec.json.Decoder(_Line)
+_body = msgspec.json.Decoder(_Body)
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class Request(msgspec.Struct, frozen=True):
+    """A line's request. `custom_id` is a JSON string as it stands in the file."""
+
+    custom_id: bytes
+    body: bytes
+    model: str
+
+
+def parse_request(raw: bytes, names: Mapping[str, bytes]) -> Request | None:
+    """The request in a line's bytes; None if intake can't have accepted them.
+
+    names: what an upstream calls a model, as JSON, where it is not the name the line has.
+    """
+    try:
+        line = _line.decode(raw)
+        model = _body.decode(line.body).model
+        custom_id, body = bytes(line.custom_id), bytes(line.body)
+        if model in names:
+            body = _renamed(body, names[model])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if not custom_id.startswith(b'"'):
+        return None
+    return Request(custom_id, body, model[:_MAX_MODEL_CHARS])
+
+
+def upstream_names(upstream: Upstream) -> dict[str, bytes]:
+    """The models that the upstream knows by another name, and that name as JSON."""
+    return {
+        model: msgspec.json.encode(limits.upstream_name)
+        for model, limits in upstream.models.items()
+        if limits.upstream_name is not None and limits.upstream_name != model
+    }
+
+
+def _renamed(body: bytes, name: bytes) -> bytes:
+    fields = _fields.decode(body)
+    fields["model"] = msgspec.Raw(name)
+    return msgspec.json.encode(fields)

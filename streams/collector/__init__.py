@@ -1,0 +1,1 @@
+"""Packs outcomes into segment objects and tells the controller."""

@@ -1,0 +1,1 @@
+"""One state machine per batch, and the dispatcher that releases its lines."""

@@ -1,0 +1,128 @@
+"""The states of a batch: each carries only what is true in it. Their life is in domain.batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from schemas.records import AssembleReason, BatchCreate, BatchError, BatchStatus, ObjectRef
+from streams.domain.ledger import Counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the caller asked for; never changes."""
+
+    batch_id: str
+    tenant: str
+    created_at_ms: int
+    expires_at_ms: int
+    endpoint: str
+    input_file_id: str
+    input: ObjectRef | None
+    completion_window: str
+    metadata: dict[str, str]
+    output_expires_after_s: int | None
+    request_hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What intake found in the input file."""
+
+    plan: ObjectRef
+    total: int
+    models: tuple[str, ...]
+    estimated_input_tokens: int
+    in_progress_at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _State:
+    """What every state has.
+
+    watermark: offset of the last event that changed the batch; events up to it are replays.
+    commands: ids of the commands folded, newest last.
+    """
+
+    request: Request
+    watermark: int
+    commands: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validating(_State):
+    """The file-worker checks the input file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InProgress(_State):
+    """Lines run. counts: the sums over the batch's chunks."""
+
+    work: Work
+    counts: Counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finalizing(_State):
+    """The set of lines is frozen and the files are being assembled."""
+
+    work: Work
+    frozen: Counts
+    reason: AssembleReason
+    finalizing_at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancelling(_State):
+    """As Finalizing, because the caller cancelled; without work if that was before validation."""
+
+    work: Work | None
+    frozen: Counts
+    reason: AssembleReason
+    finalizing_at_ms: int | None
+    cancelling_at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended(_State):
+    """Nothing changes any more. status: failed, completed, expired or cancelled."""
+
+    status: BatchStatus
+    work: Work | None = None
+    final: Counts = field(default_factory=Counts)
+    finalizing_at_ms: int | None = None
+    cancelling_at_ms: int | None = None
+    ended_at_ms: int
+    errors: tuple[BatchError, ...] = ()
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+
+
+Live = Validating | InProgress | Finalizing | Cancelling
+"""The states in which something may still happen."""
+
+Batch = Live | Ended
+"""A batch that the log knows."""
+
+
+def request_of(create: BatchCreate) -> Request:
+    """The request in a create command. The API shows whole seconds, so the window starts on one."""
+    created_at_ms = create.at_ms // 1000 * 1000
+    return Request(
+        batch_id=create.batch_id,
+        tenant=create.tenant,
+        created_at_ms=created_at_ms,
+        expires_at_ms=created_at_ms + create.window_s * 1000,
+        endpoint=create.endpoint,
+        input_file_id=create.input_file_id,
+        input=create.input,
+        completion_window=create.completion_window,
+        metadata=create.metadata,
+        output_expires_after_s=create.output_expires_after_s,
+        request_hash=create.request_hash,
+    )
+
+
+def event_time(at_ms: int, request: Request) -> int:
+    """When an event happened. Clocks differ a little, but nothing precedes the batch itself."""
+    return max(at_ms, request.created_at_ms)

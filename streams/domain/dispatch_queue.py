@@ -1,0 +1,87 @@
+"""Whose turn it is at a pool: deficit round robin over tenants, earliest deadline first in each.
+
+    ring:    tenant A (deficit 5) -> tenant B (0) -> tenant C (12) -> ...
+    tenant:  heap of lanes by (deadline, creation)
+
+A lane stands in the queue while it may have something to release. One that turns out to have
+nothing is taken out, and whoever gives it something puts it back.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from dataclasses import dataclass, field
+
+from streams.domain.dispatch_lane import QUANTUM, Lane
+
+_Entry = tuple[int, int, str, int, Lane]
+
+
+@dataclass(slots=True)
+class _Tenant:
+    name: str
+    lanes: list[_Entry] = field(default_factory=list)
+    deficit: int = 0
+    in_turn: bool = False
+
+
+class PoolQueue:
+    """The lanes that want credits of one pool, in the order in which they get them."""
+
+    def __init__(self, pool: str) -> None:
+        self.pool = pool
+        self._tenants: dict[str, _Tenant] = {}
+        self._ring: deque[_Tenant] = deque()
+
+    def __len__(self) -> int:
+        return len(self._ring)
+
+    def push(self, lane: Lane) -> None:
+        """Lets the lane stand in the queue, if it doesn't already."""
+        if self.pool in lane.queued_at:
+            return
+        lane.queued_at.add(self.pool)
+        batch = lane.batch
+        tenant = self._tenants.get(batch.tenant)
+        if tenant is None:
+            tenant = self._tenants[batch.tenant] = _Tenant(batch.tenant)
+            self._ring.append(tenant)
+        entry = (batch.deadline_ms, batch.created_at_ms, batch.batch_id, lane.number, lane)
+        heapq.heappush(tenant.lanes, entry)
+
+    def top(self) -> Lane | None:
+        """The lane whose turn it is."""
+        while self._ring:
+            tenant = self._ring[0]
+            if tenant.lanes:
+                return tenant.lanes[0][-1]
+            self._ring.popleft()
+            del self._tenants[tenant.name]
+        return None
+
+    def pop(self) -> None:
+        """Takes the lane whose turn it is out of the queue."""
+        lane = heapq.heappop(self._ring[0].lanes)[-1]
+        lane.queued_at.discard(self.pool)
+
+    def budget(self) -> int:
+        """What the tenant whose turn it is may still spend; at least QUANTUM if it is alone."""
+        tenant = self._ring[0]
+        if len(self._ring) == 1:
+            tenant.deficit = 0
+            return 1 << 30
+        if not tenant.in_turn:
+            tenant.in_turn = True
+            tenant.deficit += QUANTUM
+        return tenant.deficit
+
+    def spend(self, cost: int) -> None:
+        """The tenant whose turn it is has used this much."""
+        if len(self._ring) > 1:
+            self._ring[0].deficit -= cost
+
+    def pass_turn(self) -> None:
+        """The next tenant's turn."""
+        self._ring[0].in_turn = False
+        self._ring.rotate(-1)

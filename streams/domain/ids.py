@@ -1,0 +1,59 @@
+"""Ids of everything callers and records name. New ids sort by time (UUIDv7)."""
+
+from __future__ import annotations
+
+import hashlib
+from uuid import UUID
+
+import uuid_utils
+
+
+def _fresh() -> str:
+    return uuid_utils.uuid7().hex
+
+
+def new_file_id() -> str:
+    """An id for an uploaded or assembled file."""
+    return f"file-{_fresh()}"
+
+
+def new_batch_id() -> str:
+    """An id for a batch created without an Idempotency-Key."""
+    return f"batch_{_fresh()}"
+
+
+def idempotent_batch_id(tenant: str, key: str) -> str:
+    """The id that every create with this tenant and Idempotency-Key gets."""
+    digest = hashlib.sha256(f"{len(tenant)}:{tenant}:{key}".encode()).digest()
+    return f"batch_{UUID(bytes=digest[:16]).hex}"
+
+
+def new_command_id() -> str:
+    """An id for a command, by which a fold ignores repeats."""
+    return f"cmd_{_fresh()}"
+
+
+def new_request_id() -> str:
+    """An id for one HTTP request or one upstream call."""
+    return f"req_{_fresh()}"
+
+
+def new_segment_id() -> str:
+    """An id for a segment, and the last part of its object's key."""
+    return f"seg_{_fresh()}"
+
+
+def new_claim_id() -> str:
+    """The last part of the key of an outcome's claim check."""
+    return f"claim_{_fresh()}"
+
+
+def line_request_id(batch_id: str, line: int) -> str:
+    """The `id` of a line in the output or error file; the same at every attempt."""
+    digest = hashlib.sha256(f"{batch_id}:{line}".encode()).hexdigest()
+    return f"batch_req_{digest[:24]}"
+
+
+def task_id(batch_id: str, kind: str) -> str:
+    """The id of a batch's intake or assembly task."""
+    return f"{batch_id}:{kind}"

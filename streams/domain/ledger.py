@@ -1,0 +1,190 @@
+"""The ledger of a chunk: which of 512 lines are accepted, their sums, and their open retries.
+
+A ledger only ever gains lines. Accepting a line that is set already changes nothing, so outcomes
+may be repeated and shuffled as they like: the end is the same, and so is the bill.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from schemas.records import ChunkRow, CollectedLine, OpenRetry, OutcomeKind, Usage
+
+#: Lines of one chunk. A row of 512 is about 150 bytes: small enough to write after every event.
+CHUNK_LINES = 512
+_BITMAP_BYTES = CHUNK_LINES // 8
+_NO_RETRIES: Mapping[int, OpenRetry] = {}
+_NO_USAGE = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Sums over accepted lines."""
+
+    completed: int = 0
+    failed: int = 0
+    usage: Usage = _NO_USAGE
+
+    @property
+    def accepted(self) -> int:
+        """Lines that are in, whichever way they ended."""
+        return self.completed + self.failed
+
+    def plus(self, other: Counts) -> Counts:
+        """The sums over both."""
+        return Counts(
+            self.completed + other.completed,
+            self.failed + other.failed,
+            _sum_usage(self.usage, other.usage),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """One chunk of a batch's lines.
+
+    watermark: offset of the last event folded in; events up to it are replays.
+    accepted: bitmap, the chunk's first line in the lowest bit.
+    retries: what the next attempt at a line must know; kept until the line is accepted.
+    """
+
+    watermark: int = -1
+    accepted: int = 0
+    counts: Counts = field(default_factory=Counts)
+    retries: Mapping[int, OpenRetry] = field(default_factory=lambda: _NO_RETRIES)
+
+    def has(self, line: int) -> bool:
+        """Whether the line is accepted."""
+        return bool(self.accepted >> line % CHUNK_LINES & 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What accept() did.
+
+    mask: bitmap of the lines newly accepted. lines: these, as they were collected.
+    gained: their sums. retries: retries newly opened, or moved on to a higher attempt.
+    """
+
+    ledger: Ledger
+    mask: int
+    lines: Sequence[CollectedLine]
+    gained: Counts
+    retries: Sequence[OpenRetry]
+
+
+def chunk_of(line: int) -> int:
+    """The number of the chunk that holds the line."""
+    return line // CHUNK_LINES
+
+
+def chunk_key(batch_id: str, chunk: int) -> str:
+    """The key of a chunk's row in its table."""
+    return f"{batch_id}/{chunk}"
+
+
+def accept(ledger: Ledger, outcomes: Iterable[CollectedLine], offset: int) -> Accepted:
+    """Folds the outcomes of one event, all of this chunk, into its ledger."""
+    if offset <= ledger.watermark:
+        return Accepted(ledger, 0, (), Counts(), ())
+    bits, mask = ledger.accepted, 0
+    lines: list[CollectedLine] = []
+    retries = dict(ledger.retries)
+    opened: dict[int, OpenRetry] = {}
+    for outcome in outcomes:
+        bit = 1 << outcome.line % CHUNK_LINES
+        if bits & bit:
+            continue
+        if outcome.kind is OutcomeKind.COMPLETED or outcome.kind is OutcomeKind.FAILED:
+            bits |= bit
+            mask |= bit
+            lines.append(outcome)
+            retries.pop(outcome.line, None)
+            opened.pop(outcome.line, None)
+        elif outcome.kind is OutcomeKind.RETRY and _is_news(retries.get(outcome.line), outcome):
+            retry = OpenRetry(
+                line=outcome.line, attempt=outcome.attempt, not_before_ms=outcome.retry_at_ms
+            )
+            retries[outcome.line] = opened[outcome.line] = retry
+    gained = count(lines)
+    folded = Ledger(offset, bits, ledger.counts.plus(gained), retries or _NO_RETRIES)
+    return Accepted(folded, mask, lines, gained, tuple(opened.values()))
+
+
+def count(lines: Sequence[CollectedLine]) -> Counts:
+    """The sums over these lines."""
+    completed = read = cached = wrote = reasoned = 0
+    for line in lines:
+        completed += line.kind is OutcomeKind.COMPLETED
+        usage = line.usage
+        read += usage.input_tokens
+        cached += usage.cached_tokens
+        wrote += usage.output_tokens
+        reasoned += usage.reasoning_tokens
+    usage = Usage(
+        input_tokens=read, cached_tokens=cached, output_tokens=wrote, reasoning_tokens=reasoned
+    )
+    return Counts(completed, len(lines) - completed, usage)
+
+
+def total(ledgers: Iterable[Ledger]) -> Counts:
+    """The sums over ledgers."""
+    counts = Counts()
+    for ledger in ledgers:
+        counts = counts.plus(ledger.counts)
+    return counts
+
+
+def packed_bitmap(ledgers: Mapping[int, Ledger], lines: int) -> bytes:
+    """The accepted lines of a whole batch as an AssembleTask carries them."""
+    return zlib.compress(bitmap(ledgers, lines))
+
+
+def bitmap(ledgers: Mapping[int, Ledger], lines: int) -> bytearray:
+    """The accepted lines of a whole batch, line 0 in the lowest bit of byte 0."""
+    found = bytearray((lines + 7) // 8)
+    for chunk, ledger in ledgers.items():
+        start = chunk * _BITMAP_BYTES
+        part = ledger.accepted.to_bytes(_BITMAP_BYTES, "little")[: max(0, len(found) - start)]
+        found[start : start + len(part)] = part
+    return found
+
+
+def to_row(batch_id: str, chunk: int, ledger: Ledger) -> ChunkRow:
+    """The ledger as its table keeps it."""
+    return ChunkRow(
+        batch_id=batch_id,
+        chunk=chunk,
+        watermark=ledger.watermark,
+        accepted=ledger.accepted.to_bytes(_BITMAP_BYTES, "little"),
+        completed=ledger.counts.completed,
+        failed=ledger.counts.failed,
+        usage=ledger.counts.usage,
+        retries=tuple(ledger.retries[line] for line in sorted(ledger.retries)),
+    )
+
+
+def from_row(row: ChunkRow) -> Ledger:
+    """The ledger that a row holds."""
+    return Ledger(
+        watermark=row.watermark,
+        accepted=int.from_bytes(row.accepted, "little"),
+        counts=Counts(row.completed, row.failed, row.usage),
+        retries={retry.line: retry for retry in row.retries} or _NO_RETRIES,
+    )
+
+
+def _is_news(known: OpenRetry | None, outcome: CollectedLine) -> bool:
+    # A line may run twice after a crash; the second report of the same attempt opens nothing.
+    return known is None or outcome.attempt > known.attempt
+
+
+def _sum_usage(a: Usage, b: Usage) -> Usage:
+    return Usage(
+        input_tokens=a.input_tokens + b.input_tokens,
+        cached_tokens=a.cached_tokens + b.cached_tokens,
+        output_tokens=a.output_tokens + b.output_tokens,
+        reasoning_tokens=a.reasoning_tokens + b.reasoning_tokens,
+    )

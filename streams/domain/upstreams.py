@@ -1,0 +1,119 @@
+"""The upstream table: which servers there are, what they serve, and within which limits.
+
+Operators write it as YAML; `streams.settings.load_upstreams` reads the file and this module
+judges it. A *pool* is a set of credits: an upstream's own, or that of one of its models where
+the table gives the model a limit of its own. Pool names are `<upstream>` or `<upstream>/<model>`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import msgspec
+
+_Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+_Positive = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class UpstreamTableError(ValueError):
+    """The upstream table is wrong; the message names the place and the remedy."""
+
+
+class ModelLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is special about one model at one upstream."""
+
+    #: The name the upstream knows it by, if another.
+    upstream_name: str | None = None
+    #: A limit of its own, which makes it a pool of its own.
+    max_in_flight: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None
+
+
+class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One OpenAI-style server.
+
+    base_url: up to and with '/v1'. api_key_env: name of the environment variable with its key.
+    models: by name; the name '*' stands for any model. Times are seconds, sizes bytes.
+    """
+
+    name: _Name
+    base_url: Annotated[str, msgspec.Meta(pattern=r"^https?://")]
+    models: dict[str, ModelLimits]
+    api_key_env: str | None = None
+    max_in_flight: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 64
+    connect_timeout_s: _Positive = 5.0
+    request_timeout_s: _Positive = 600.0
+    max_attempts: Annotated[int, msgspec.Meta(ge=1, le=100)] = 8
+    #: A failed attempt is repeated after about this long, then four times as long each time.
+    first_retry_s: _Positive = 1.0
+    max_retry_s: _Positive = 120.0
+    max_response_bytes: Annotated[int, msgspec.Meta(ge=1024)] = 16 * 1024 * 1024
+
+
+class Pool(msgspec.Struct, frozen=True):
+    """A set of credits: at most max_in_flight calls at once per worker."""
+
+    name: str
+    upstream: str
+    max_in_flight: int
+
+
+class UpstreamTable:
+    """The whole table, with the questions that roles ask of it."""
+
+    def __init__(self, upstreams: tuple[Upstream, ...]) -> None:
+        self.upstreams: Mapping[str, Upstream] = {u.name: u for u in upstreams}
+        self.pools: Mapping[str, Pool] = {p.name: p for u in upstreams for p in _pools(u)}
+
+    def serves(self, model: str) -> bool:
+        """Whether any upstream serves the model."""
+        return bool(self.pools_for(model))
+
+    def pools_for(self, model: str) -> tuple[Pool, ...]:
+        """The pools that can run a line of this model; empty if no upstream serves it."""
+        found = []
+        for upstream in self.upstreams.values():
+            limits = upstream.models.get(model) or upstream.models.get("*")
+            if limits is None:
+                continue
+            own = upstream.models.get(model)
+            name = f"{upstream.name}/{model}" if own and own.max_in_flight else upstream.name
+            found.append(self.pools[name])
+        return tuple(found)
+
+    def named_models(self) -> tuple[str, ...]:
+        """The models that the table names, without '*', sorted."""
+        return tuple(sorted({m for u in self.upstreams.values() for m in u.models if m != "*"}))
+
+
+def _pools(upstream: Upstream) -> list[Pool]:
+    pools = [Pool(upstream.name, upstream.name, upstream.max_in_flight)]
+    for model, limits in upstream.models.items():
+        if limits.max_in_flight and model != "*":
+            pools.append(Pool(f"{upstream.name}/{model}", upstream.name, limits.max_in_flight))
+    return pools
+
+
+def parse_upstreams(document: object) -> UpstreamTable:
+    """The table in a parsed YAML document `{upstreams: [...]}`. Raises UpstreamTableError.
+
+    `models` may be a list of names or a mapping of names to limits.
+    """
+    if not isinstance(document, dict) or not isinstance(document.get("upstreams"), list):
+        raise UpstreamTableError("The upstream table needs a list under 'upstreams'.")
+    upstreams = []
+    for number, entry in enumerate(document["upstreams"]):
+        try:
+            upstreams.append(msgspec.convert(_models_as_mapping(entry), Upstream))
+        except msgspec.ValidationError as error:
+            raise UpstreamTableError(f"upstreams[{number}]: {error}") from error
+    names = [u.name for u in upstreams]
+    if len(set(names)) != len(names):
+        raise UpstreamTableError("Two upstreams have the same name; names must be unique.")
+    return UpstreamTable(tuple(upstreams))
+
+
+def _models_as_mapping(entry: object) -> object:
+    if isinstance(entry, dict) and isinstance(entry.get("models"), list):
+        return {**entry, "models": {str(model): {} for model in entry["models"]}}
+    return entry

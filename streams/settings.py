@@ -1,0 +1,82 @@
+"""Settings of every process, from `BACKHAUL_*` environment variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from streams.domain.upstreams import UpstreamTable, UpstreamTableError, parse_upstreams
+
+_MIB = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """One process's settings. `backhaul up` sets them for its children."""
+
+    model_config = SettingsConfigDict(env_prefix="BACKHAUL_", extra="ignore", frozen=True)
+
+    #: Bootstrap servers, `host:port[,host:port]`.
+    kafka: str = "127.0.0.1:9092"
+    kafka_security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    kafka_username: str | None = None
+    kafka_password: SecretStr | None = None
+    kafka_ca_file: Path | None = None
+    kafka_cert_file: Path | None = None
+    kafka_key_file: Path | None = None
+    #: Replicas of created topics and changelogs; `backhaul up` sets 1 for its one broker.
+    kafka_replicas: int = Field(default=3, ge=1, le=9)
+    #: False only for brokers without InitProducerId (Tansu).
+    kafka_idempotence: bool = True
+    #: A group member that is silent for longer is thrown out and its work is taken over.
+    session_timeout_s: float = Field(default=15.0, ge=2.0)
+    #: First part of every topic's and group's name.
+    topic_prefix: str = Field(default="backhaul", pattern=r"^[A-Za-z0-9_-]{1,60}$")
+
+    #: Stable name of this process among those of its role; also the static group member id.
+    instance: str = Field(default="0", pattern=r"^[A-Za-z0-9_-]{1,60}$")
+    #: Folder for what one process keeps on disk (read model, broker).
+    data_dir: Path = Path("backhaul-data")
+    #: Object store: a folder or a file://, s3://, gs:// or az:// URL; default DATA_DIR/objects.
+    store_url: str | None = None
+    #: The upstream table's file (YAML).
+    upstreams_file: Path | None = None
+
+    #: Where the gateway listens.
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    #: Where each role's health and metrics endpoint listens; 0 picks a free port.
+    health_host: str = "127.0.0.1"
+    health_port: int = Field(default=0, ge=0, le=65535)
+    log_format: Literal["json", "console"] = "json"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    #: Limits of contract.md.
+    max_batch_lines: int = Field(default=50_000, ge=1)
+    max_batch_file_bytes: int = Field(default=200 * _MIB, ge=1)
+    max_file_bytes: int = Field(default=512 * _MIB, ge=1)
+    max_line_bytes: int = Field(default=4 * _MIB, ge=1024)
+    #: Completion windows that callers may ask for, name to seconds, as a JSON object.
+    completion_windows: dict[str, int] = {"24h": 86_400}
+    #: Bodies above this travel as a claim check.
+    claim_check_bytes: int = Field(default=256 * 1024, ge=1024)
+
+    @property
+    def resolved_store_url(self) -> str:
+        """The object store's URL with the default filled in."""
+        return self.store_url or str((self.data_dir / "objects").absolute())
+
+
+def load_upstreams(settings: Settings) -> UpstreamTable:
+    """The upstream table. Raises UpstreamTableError with the file's name and the remedy."""
+    path = settings.upstreams_file
+    if path is None:
+        raise UpstreamTableError("No upstream table: set BACKHAUL_UPSTREAMS_FILE to a YAML file.")
+    try:
+        return parse_upstreams(yaml.safe_load(path.read_text("utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, UpstreamTableError) as error:
+        raise UpstreamTableError(f"{path}: {error}") from error

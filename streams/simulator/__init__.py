@@ -1,0 +1,1 @@
+"""An OpenAI-style model server with latency, slots and seeded faults, for demos and tests."""

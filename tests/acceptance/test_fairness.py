@@ -1,0 +1,153 @@
+"""Nobody waits behind somebody else's work: other tenants, other upstreams."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import yaml
+from openai import OpenAI
+
+from tests.support.batches import chat_line, submit, wait_for_end
+from tests.support.stack import BACKHAUL, Simulator, Stack, running, start_simulator, start_stack
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture(scope="module")
+def slow_simulator() -> Iterator[Simulator]:
+    simulator = start_simulator("--latency", "0.05")
+    with running(simulator):
+        yield simulator
+
+
+@pytest.fixture(scope="module")
+def hanging_simulator() -> Iterator[Simulator]:
+    simulator = start_simulator("--model", "stuck", "--hang")
+    with running(simulator):
+        yield simulator
+
+
+@pytest.fixture(scope="module")
+def two_upstreams(
+    slow_simulator: Simulator,
+    hanging_simulator: Simulator,
+    kafka_bootstrap: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Stack]:
+    """A Backhaul with a healthy upstream of 16 slots and one that hangs."""
+    data: Path = tmp_path_factory.mktemp("fairness")
+    table = data / "table.yaml"
+    table.write_text(
+        yaml.safe_dump(
+            {
+                "upstreams": [
+                    {
+                        "name": "healthy",
+                        "base_url": slow_simulator.base_url,
+                        "models": ["sim"],
+                        "max_in_flight": 16,
+                    },
+                    {
+                        "name": "hanging",
+                        "base_url": hanging_simulator.base_url,
+                        "models": ["stuck"],
+                        "max_in_flight": 16,
+                    },
+                ]
+            }
+        )
+    )
+    stack = start_stack(
+        data / "data",
+        *("--kafka", kafka_bootstrap, "--upstreams", str(table)),
+        env={"BACKHAUL_TOPIC_PREFIX": f"fair{uuid4().hex[:10]}"},
+    )
+    with running(stack):
+        yield stack
+
+
+def _client(stack: Stack, api_key: str | None = None) -> OpenAI:
+    return OpenAI(base_url=stack.base_url, api_key=api_key or stack.api_key)
+
+
+def _completed(client: OpenAI, batch_id: str) -> int:
+    counts = client.batches.retrieve(batch_id).request_counts
+    return counts.completed if counts else 0
+
+
+def _second_tenant(stack: Stack) -> str:
+    made = subprocess.run(
+        [BACKHAUL, "keys", "create", "other", "--kafka", stack.info["kafka"], "--json"],
+        env={**os.environ, **stack.env},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return str(json.loads(made.stdout)["secret"])
+
+
+def test_a_small_batch_of_another_tenant_passes_a_huge_one(two_upstreams: Stack) -> None:
+    with (
+        _client(two_upstreams) as first,
+        _client(two_upstreams, _second_tenant(two_upstreams)) as second,
+    ):
+        huge = submit(first, [chat_line(f"huge-{n}") for n in range(20_000)])
+        deadline = time.monotonic() + 60
+        while _completed(first, huge.id) < 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+        began = time.monotonic()
+        small = submit(second, [chat_line(f"small-{n}") for n in range(10)])
+        assert wait_for_end(second, small.id, within_s=30).status == "completed"
+        took_s = time.monotonic() - began
+
+        still = first.batches.retrieve(huge.id)
+        assert still.status == "in_progress", "the huge batch must still have been running"
+        assert took_s < 15, "seconds, not the minute that the huge batch takes"
+        first.batches.cancel(huge.id)
+        wait_for_end(first, huge.id, within_s=30)
+
+
+def test_a_hanging_upstream_does_not_slow_a_healthy_one(two_upstreams: Stack) -> None:
+    with _client(two_upstreams) as client:
+        began = time.monotonic()
+        alone = submit(client, [chat_line(f"alone-{n}") for n in range(320)])
+        wait_for_end(client, alone.id, within_s=60)
+        alone_s = time.monotonic() - began
+
+        stuck = submit(client, [chat_line(f"stuck-{n}", model="stuck") for n in range(500)])
+        mixed_lines = [chat_line(f"mixed-{n}") for n in range(320)]
+        began = time.monotonic()
+        beside = submit(client, mixed_lines)
+        wait_for_end(client, beside.id, within_s=60)
+        beside_s = time.monotonic() - began
+
+        assert client.batches.retrieve(stuck.id).status == "in_progress"
+        assert beside_s < 3 * alone_s + 2, f"{alone_s:.1f} s alone, {beside_s:.1f} s beside"
+        client.batches.cancel(stuck.id)
+        assert wait_for_end(client, stuck.id, within_s=30).status == "cancelled"
+
+
+def test_within_one_batch_a_hanging_model_does_not_hold_up_another(two_upstreams: Stack) -> None:
+    lines = [chat_line(f"both-{n}", model="stuck" if n % 2 else "sim") for n in range(400)]
+    with _client(two_upstreams) as client:
+        batch = submit(client, lines)
+        deadline = time.monotonic() + 60
+        while True:
+            counts = client.batches.retrieve(batch.id).request_counts
+            assert counts is not None
+            if counts.completed == 200:
+                break
+            assert time.monotonic() < deadline, counts
+            time.sleep(0.1)
+        client.batches.cancel(batch.id)
+        assert wait_for_end(client, batch.id, within_s=30).status == "cancelled"

@@ -1,0 +1,93 @@
+"""`backhaul topics` and `backhaul keys` on a real broker."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+from typer.testing import CliRunner, Result
+
+from api.cli.main import app
+from streams.settings import Settings
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture(autouse=True)
+def environment(kafka_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BASE_URL", "API_KEY", "KAFKA"):
+        monkeypatch.delenv(f"BACKHAUL_{name}", raising=False)
+    monkeypatch.setenv("BACKHAUL_DATA_DIR", str(kafka_settings.data_dir))
+    monkeypatch.setenv("COLUMNS", "80")
+    shared = {
+        "kafka": kafka_settings.kafka,
+        "kafka_replicas": kafka_settings.kafka_replicas,
+        "kafka_idempotence": kafka_settings.kafka_idempotence,
+        "topic_prefix": kafka_settings.topic_prefix,
+    }
+    left_by_up = {"base_url": "http://127.0.0.1:1/v1", "api_key": "k", "settings": shared}
+    (Path(kafka_settings.data_dir) / "endpoint.json").write_text(json.dumps(left_by_up))
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """The commands quieten logging for their process, which here is the tests'."""
+    level = logging.getLogger("aiokafka").level
+    yield
+    logging.getLogger("aiokafka").setLevel(level)
+    structlog.reset_defaults()
+
+
+def backhaul(*args: str) -> Result:
+    return CliRunner().invoke(app, list(args), prog_name="backhaul")
+
+
+def test_topics_are_shown_missing_then_created_then_shown_well() -> None:
+    missing = backhaul("topics", "show")
+    assert missing.exit_code == 1
+    assert "missing" in missing.stdout
+    applied = backhaul("topics", "apply")
+    assert applied.exit_code == 0, applied.output
+    assert "created" in applied.stdout
+    again = backhaul("topics", "apply", "--json")
+    assert json.loads(again.stdout) == {"changes": []}
+    shown = backhaul("topics", "show")
+    assert shown.exit_code == 0, shown.output
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+
+
+def test_a_key_is_made_listed_and_revoked() -> None:
+    assert backhaul("topics", "apply").exit_code == 0
+    made = backhaul("keys", "create", "acme", "--name", "of the tests")
+    assert made.exit_code == 0, made.output
+    secret = made.stdout.strip()
+    assert secret.startswith("bh_")
+    other = json.loads(backhaul("keys", "create", "other", "--json").stdout)
+    listed = backhaul("keys", "list")
+    assert "acme" in listed.stdout
+    assert secret not in listed.stdout
+    assert max(map(len, listed.stdout.splitlines())) <= 80
+    assert backhaul("keys", "revoke", other["key_id"]).exit_code == 0
+    states = [json.loads(line) for line in backhaul("keys", "list", "--json").stdout.splitlines()]
+    assert {key["tenant"]: key["revoked_at"] is None for key in states} == {
+        "acme": True,
+        "other": False,
+    }
+    unknown = backhaul("keys", "revoke", "key_nope")
+    assert unknown.exit_code == 1
+    assert "keys list" in unknown.stderr
+    assert backhaul("keys", "revoke", "key_").exit_code == 1, "two keys begin so"
+
+
+def test_a_tenant_that_can_not_be_one_exits_2() -> None:
+    assert backhaul("keys", "create", "a/b").exit_code == 2
+
+
+def test_no_broker_exits_3() -> None:
+    result = backhaul("topics", "show", "--kafka", "127.0.0.1:1")
+    assert result.exit_code == 3
+    assert "BACKHAUL_KAFKA" in result.stderr

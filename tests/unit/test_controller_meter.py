@@ -1,0 +1,32 @@
+"""What the controller's metrics say of its steps."""
+
+from __future__ import annotations
+
+from schemas.metrics import BATCHES_ENDED, EVENTS_FOLDED, LINES_ACCEPTED, Metrics
+from schemas.records import OutcomeKind
+from streams.controller.log import Step
+from streams.controller.meter import ControllerMeter
+from streams.domain.batch import fold
+from streams.domain.batch_state import Batch
+from streams.domain.ledger import Ledger
+from tests.support.batch_log import assembled, create, entries, outcome, segment, validated
+
+
+def test_a_step_is_counted_in_events_lines_and_ended_batches() -> None:
+    metrics = Metrics()
+    lines = [outcome(0), outcome(1), outcome(2, OutcomeKind.FAILED)]
+    step = Step()
+    batch: Batch | None = None
+    chunks: dict[int, Ledger] = {}
+    for entry in entries([create(), validated(3), segment(lines), assembled(2, 1)]):
+        folded = fold(batch, chunks, entry)
+        batch, chunks = folded.batch, {**chunks, **folded.chunks}
+        step.effects += folded.effects
+
+    ControllerMeter(metrics).stepped(step)
+
+    accepted = metrics.counter(LINES_ACCEPTED)
+    assert accepted.labels("completed")._value.get() == 2
+    assert accepted.labels("failed")._value.get() == 1
+    assert metrics.counter(BATCHES_ENDED).labels("completed")._value.get() == 1
+    assert metrics.counter(EVENTS_FOLDED)._value.get() == len(step.events)

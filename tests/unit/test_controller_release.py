@@ -1,0 +1,273 @@
+"""Reading input by range, and releasing lines from what was read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from schemas.records import ControllerLoad, ObjectRef, ReadyLine, ReadyLines
+from schemas.topics import CAPACITY, LINE_READY
+from streams.adapters.object_store_fake import FakeObjectStore
+from streams.controller.books import Books
+from streams.controller.input_lines import BLOCK_BYTES, Blocks, InputLines, Source
+from streams.controller.outstanding import FoundSlice
+from streams.controller.release import Releaser
+from streams.controller.routes import Routes
+from streams.domain.batch import Entry, fold
+from streams.domain.batch_effects import CloseLines, OpenLines
+from streams.domain.batch_state import InProgress
+from streams.domain.clock import SystemClock
+from streams.domain.dispatch_slice import Picked
+from streams.domain.plan import PlanBuilder, PlanError
+from streams.domain.upstreams import parse_upstreams
+from streams.ports.object_store import ObjectStoreError
+from tests.support.batch_log import create, validated
+from tests.support.controller_parts import FakeGuard, FakeRows, FakeSender
+from tests.support.waiting import eventually
+from tests.support.workers import FakeWorker
+
+
+async def stored(
+    store: FakeObjectStore, lines: list[bytes], models: list[int] | None = None, key: str = "in"
+) -> Source:
+    """An input file with its plan."""
+    builder, offset = PlanBuilder(), 0
+    for number, line in enumerate(lines):
+        builder.add(offset, len(line), models[number] if models else 0)
+        offset += len(line) + 1
+    data = b"".join(line + b"\n" for line in lines)
+    await store.put(key, data)
+    await store.put(f"{key}.plan", builder.build())
+    return Source(
+        ObjectRef(key=key, size_bytes=len(data)),
+        ObjectRef(key=f"{key}.plan", size_bytes=len(builder.build())),
+        len(lines),
+        tuple(range(max(models) + 1)) if models else (0,),
+    )
+
+
+async def read_all(reader: InputLines, source: Source, lane: int = 0) -> list[ReadyLine]:
+    rows, cursor = [], 0
+    while cursor < source.total:
+        found, cursor = await reader.rows(source, lane, cursor, 512)
+        rows += found
+    read: list[ReadyLine] = []
+    for at in range(0, len(rows), 10):
+        read += await reader.lines(source, [Picked(row, 1) for row in rows[at : at + 10]])
+    return read
+
+
+async def test_lines_are_read_back_exactly_wherever_blocks_cut_them() -> None:
+    store = FakeObjectStore()
+    lines = [b"%d" % n * (1 + n % 4000) for n in range(400)]
+    source = await stored(store, lines)
+    read = await read_all(InputLines(store, BLOCK_BYTES), source)
+    assert [line.raw for line in read] == lines
+
+
+async def test_a_large_line_travels_as_a_range_of_the_input_file() -> None:
+    store = FakeObjectStore()
+    lines = [b"a", b"b" * 5000, b"c"]
+    source = await stored(store, lines)
+    _, large, _ = await read_all(InputLines(store, 4096), source)
+    assert large.raw is None
+    assert large.claim is not None
+    assert await store.get_range("in", large.claim.offset, large.claim.length) == lines[1]
+
+
+async def test_each_block_is_read_once_however_many_ask_and_few_are_kept() -> None:
+    store = FakeObjectStore()
+    await store.put("k", bytes(BLOCK_BYTES * 20 + 10))
+    reads = 0
+    get_range = store.get_range
+
+    async def counted(key: str, offset: int, length: int) -> bytes:
+        nonlocal reads
+        reads += 1
+        await asyncio.sleep(0.001)
+        return await get_range(key, offset, length)
+
+    store.get_range = counted  # type: ignore[method-assign]
+    blocks = Blocks(store, blocks=4)
+    await asyncio.gather(*(blocks.read("k", n * 100, 50) for n in range(100)))
+    assert reads == 1
+    for n in range(20):
+        await blocks.read("k", n * BLOCK_BYTES, 10)
+    assert len(blocks._kept) <= 5
+    assert await blocks.read("k", 0, 0) == b""
+    await blocks.close()
+
+
+async def test_the_next_block_is_read_ahead_but_none_behind_the_end() -> None:
+    store = FakeObjectStore()
+    ref = ObjectRef(key="k", size_bytes=BLOCK_BYTES + 10)
+    await store.put("k", bytes(ref.size_bytes))
+    blocks = Blocks(store)
+    blocks.ahead(ref, 0)
+    blocks.ahead(ref, BLOCK_BYTES + 1)
+    await eventually(lambda: len(blocks._kept) == 1, 5)
+    await blocks.close()
+
+
+async def test_a_failed_read_is_not_remembered() -> None:
+    store = FakeObjectStore()
+    source = await stored(store, [b"x"])
+    reader = InputLines(store, 4096)
+    store.fail(1, "get_range")
+    with pytest.raises(ObjectStoreError):
+        await reader.rows(source, 0, 0, 10)
+    assert (await reader.rows(source, 0, 0, 10))[1] == 1
+
+
+async def test_a_lane_gets_its_own_rows_and_skips_pages_without_any() -> None:
+    store = FakeObjectStore()
+    source = await stored(store, [b"x"] * 3000, [0] * 2990 + [1] * 10)
+    reader = InputLines(store, 4096)
+    rows, cursor = await reader.rows(source, 1, 0, 512)
+    assert [row.line for row in rows] == list(range(2990, 3000))
+    assert cursor == 3000
+
+
+async def test_a_plan_that_does_not_fit_its_batch_is_refused() -> None:
+    store = FakeObjectStore()
+    source = await stored(store, [b"x", b"y"], [0, 1])
+    reader = InputLines(store, 4096)
+    few = Source(source.input, source.plan, 2, (0,))
+    with pytest.raises(PlanError):
+        await reader.rows(few, 0, 0, 2)
+    long = Source(source.input, source.plan, 3, (0, 1))
+    with pytest.raises(PlanError):
+        await reader.rows(long, 0, 0, 3)
+    rows, _ = await reader.rows(source, 0, 0, 2)
+    with pytest.raises(PlanError):
+        await reader.lines(source, [Picked(rows[0]._replace(offset=99), 1)])
+
+
+def test_models_that_run_on_the_same_pools_share_a_lane() -> None:
+    table = parse_upstreams(
+        {
+            "upstreams": [
+                {"name": "u", "base_url": "http://h/v1", "models": ["a", "b"]},
+                {
+                    "name": "v",
+                    "base_url": "http://h/v1",
+                    "models": {"c": {"max_in_flight": 2}, "b": {}},
+                },
+            ]
+        }
+    )
+    pools, lanes = Routes(table).of(("a", "b", "c", "gone"))
+    assert pools == (("u",), ("u", "v"), ("v/c",), ())
+    assert lanes == (0, 1, 2, 3)
+    assert Routes(table).of(("a", "a")) == ((("u",),), (0, 0))
+
+
+class Station:
+    """A releaser on fakes, and one worker."""
+
+    def __init__(self) -> None:
+        self.store = FakeObjectStore()
+        self.sender = FakeSender([])
+        self.books = Books(FakeRows([], "b"), FakeRows([], "c"))
+        self.errors: list[BaseException] = []
+        self.worker = FakeWorker("w0", (0,), {"u": 64})
+        table = parse_upstreams(
+            {"upstreams": [{"name": "u", "base_url": "http://h/v1", "models": ["*"]}]}
+        )
+        self.clock = SystemClock()
+        self.releaser = Releaser(
+            "c0",
+            self.books,
+            InputLines(self.store, 4096),
+            Routes(table),
+            self.sender,
+            FakeGuard(),
+            self.clock,
+            self.errors.append,
+        )
+
+    async def batch(self, batch_id: str, lines: int) -> InProgress:
+        """A validated batch, with its input in the store."""
+        source = await stored(self.store, [b"%d" % n for n in range(lines)], key=batch_id)
+        command = create(
+            batch_id, at_ms=self.clock.now_ms(), input_key=batch_id, input_bytes=1 << 20
+        )
+        started = fold(None, {}, Entry(command, 0, 0)).batch
+        event = validated(lines, batch_id, plan=source.plan)
+        batch = fold(started, {}, Entry(event, 1, 0)).batch
+        assert isinstance(batch, InProgress)
+        self.books.live[batch_id] = batch
+        return batch
+
+    def hear(self) -> None:
+        self.releaser.hear(self.worker.load(), self.clock.now_ms())
+
+    def lines(self, batch_id: str) -> list[int]:
+        """Released lines of a batch."""
+        released: list[ReadyLines] = self.sender.of(LINE_READY)
+        return sorted(n.line for r in released if r.batch_id == batch_id for n in r.lines)
+
+
+@asynccontextmanager
+async def working() -> AsyncIterator[Station]:
+    station = Station()
+    work = asyncio.create_task(station.releaser.work())
+    try:
+        yield station
+    finally:
+        await station.releaser.stop()
+        await work
+    assert station.errors == []
+
+
+async def test_credits_and_batches_wake_the_releaser_at_once() -> None:
+    async with working() as station:
+        station.releaser.apply(OpenLines(await station.batch("batch_1", 10)))
+        station.hear()
+        await eventually(lambda: station.lines("batch_1") == list(range(10)), 0.9)
+        (record,) = {r.pool: r for r in station.sender.of(LINE_READY)}.values()
+        assert record.tail
+        assert record.lines[-1].raw is not None
+        loads: list[ControllerLoad] = station.sender.of(CAPACITY)
+        assert loads[-1].controller == "c0"
+
+
+async def test_what_was_found_out_is_not_released_again() -> None:
+    station = Station()
+    await station.batch("batch_1", 10)
+    attempts = tuple((n, 1) for n in range(6))
+    station.releaser.begin([FoundSlice("batch_1", "u", (0, 0), attempts)])
+    work = asyncio.create_task(station.releaser.work())
+    station.hear()
+    await eventually(lambda: station.lines("batch_1"), 5)
+    await station.releaser.stop()
+    await work
+    assert station.lines("batch_1") == [6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("broken", ["batch_sick", "batch_sick.plan"])
+async def test_a_store_that_fails_for_one_batch_delays_only_that_one(broken: str) -> None:
+    async with working() as station:
+        sick = await station.batch("batch_sick", 5)
+        well = await station.batch("batch_well", 5)
+        station.store.broken.add(broken)
+        station.releaser.apply(OpenLines(sick))
+        station.releaser.apply(OpenLines(well))
+        station.hear()
+        await eventually(lambda: len(station.lines("batch_well")) == 5, 5)
+        assert station.lines("batch_sick") == []
+        station.store.broken.clear()
+        await eventually(lambda: len(station.lines("batch_sick")) == 5, 5)
+
+
+async def test_a_closed_batch_is_not_sent_even_if_it_was_chosen() -> None:
+    async with working() as station:
+        batch = await station.batch("batch_1", 200)
+        station.releaser.apply(OpenLines(batch))
+        station.hear()
+        station.releaser.apply(CloseLines("batch_1"))
+        await station.releaser.stop()
+        assert station.lines("batch_1") == []
