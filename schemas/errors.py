@@ -51,6 +51,12 @@ class LineCode(StrEnum):
     UPSTREAM_INVALID_RESPONSE = "upstream_invalid_response"
     #: The upstream's answer was larger than the operator allows.
     RESPONSE_TOO_LARGE = "response_too_large"
+    #: The line's prompt failed on its variables, such as a test on a value of another type.
+    PROMPT_RENDER_FAILED = "prompt_render_failed"
+    #: The line's prompt took too much time or memory to render.
+    PROMPT_RENDER_TIMEOUT = "prompt_render_timeout"
+    #: The rendered prompt is larger than a line may be.
+    PROMPT_TOO_LARGE = "prompt_too_large"
     #: The line's bytes could not be read back from the input file.
     INPUT_LOST = "input_lost"
     #: The outcome was counted, but the object that holds it could not be read.
@@ -69,6 +75,13 @@ LINE_MESSAGES: dict[LineCode, str] = {
         "The model server's answer was not valid, at every attempt."
     ),
     LineCode.RESPONSE_TOO_LARGE: "The model server's answer was larger than this server allows.",
+    LineCode.PROMPT_RENDER_FAILED: (
+        "The prompt could not be rendered with this request's variables."
+    ),
+    LineCode.PROMPT_RENDER_TIMEOUT: (
+        "The prompt took too much time or memory to render with this request's variables."
+    ),
+    LineCode.PROMPT_TOO_LARGE: "The rendered prompt is larger than this server allows.",
     LineCode.INPUT_LOST: "This request could not be read back from the input file.",
     LineCode.OUTPUT_LOST: "This request was executed, but its result could not be read back.",
 }

@@ -36,6 +36,7 @@ class BatchCreate(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str]
     output_expires_after_s: int | None = None
     request_hash: str
+    prompt_offset: int = 0
 
 
 class BatchCancel(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +46,14 @@ class BatchCancel(msgspec.Struct, frozen=True, kw_only=True):
     batch_id: str
     tenant: str
     at_ms: int
+
+
+class PinnedPrompt(msgspec.Struct, frozen=True, kw_only=True):
+    """A prompt version that lines of a batch use, fixed when the batch was validated."""
+
+    slug: str
+    version: int
+    lines: int
 
 
 class BatchValidated(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +67,8 @@ class BatchValidated(msgspec.Struct, frozen=True, kw_only=True):
     total: int
     models: tuple[str, ...]
     estimated_input_tokens: int
+    prompts: tuple[PinnedPrompt, ...] = ()
+    unused_variables: int = 0
 
 
 class BatchError(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,6 +172,7 @@ class IntakeTask(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: str
     input: ObjectRef
     deadline_ms: int
+    prompt_offset: int = 0
 
 
 class AssembleReason(StrEnum):
@@ -204,6 +216,7 @@ class ReadyLine(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     raw: bytes | None = None
     claim: ClaimCheck | None = None
+    pin: int = 0
 
 
 class ReadyLines(msgspec.Struct, frozen=True, kw_only=True):
@@ -217,6 +230,7 @@ class ReadyLines(msgspec.Struct, frozen=True, kw_only=True):
     deadline_ms: int
     created_at_ms: int
     tail: bool = False
+    pins: ClaimCheck | None = None
     lines: tuple[ReadyLine, ...]
 
 
@@ -315,6 +329,8 @@ class BatchSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     completed: int
     failed: int
     usage: Usage = Usage()
+    prompts: tuple[PinnedPrompt, ...] = ()
+    unused_variables: int = 0
 
 
 class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -341,6 +357,44 @@ class ApiKeyRecord(msgspec.Struct, frozen=True, kw_only=True):
     hint: str
     created_at_ms: int
     revoked_at_ms: int | None = None
+
+
+class PromptVersionRef(msgspec.Struct, frozen=True, kw_only=True):
+    """A version in a prompt's list: its number, counted from 1, and the record of its text."""
+
+    number: int
+    version_id: str
+    created_at_ms: int
+    size_bytes: int
+    request_hash: str
+
+
+class PromptHead(msgspec.Struct, frozen=True, kw_only=True):
+    """A prompt as it is from one revision on. Of several with one revision the first counts."""
+
+    tenant: str
+    slug: str
+    revision: int
+    write_id: str
+    prompt_id: str
+    request_hash: str
+    description: str | None = None
+    created_at_ms: int
+    updated_at_ms: int
+    published: int | None = None
+    latest: int
+    versions: tuple[PromptVersionRef, ...]
+    deleted_at_ms: int | None = None
+
+
+class PromptVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """The text of one version of a prompt; never changes. In use once a PromptHead lists it."""
+
+    tenant: str
+    slug: str
+    version_id: str
+    messages: bytes
+    model_config: bytes
 
 
 class PartitionSeen(msgspec.Struct, frozen=True, kw_only=True):
@@ -420,6 +474,9 @@ class BatchRow(msgspec.Struct, frozen=True, kw_only=True):
     final_completed: int
     final_failed: int
     final_usage: Usage = Usage()
+    prompt_offset: int = 0
+    prompts: tuple[PinnedPrompt, ...] = ()
+    unused_variables: int = 0
 
 
 class OpenRetry(msgspec.Struct, frozen=True, kw_only=True):
@@ -459,6 +516,8 @@ Record = (
     | BatchSnapshot
     | FileRecord
     | ApiKeyRecord
+    | PromptHead
+    | PromptVersion
     | WorkerLoad
     | ControllerLoad
     | BatchRow
@@ -482,6 +541,8 @@ RECORDS: tuple[type[Record], ...] = (
     BatchSnapshot,
     FileRecord,
     ApiKeyRecord,
+    PromptHead,
+    PromptVersion,
     WorkerLoad,
     ControllerLoad,
     BatchRow,

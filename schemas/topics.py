@@ -110,6 +110,17 @@ ACCOUNT = Topic(
     retention_s=None,
     why="API keys, hashed. Small; one partition keeps the order of a key's life plain.",
 )
+PROMPT = Topic(
+    name="prompt.v1",
+    key="prompt revision or version",
+    records=(r.PromptHead, r.PromptVersion),
+    partitions=1,
+    cleanup=Cleanup.COMPACT,
+    retention_s=None,
+    why="Stored prompts. No two writes share a key, so that compaction never prefers a later one "
+    "of a revision to the first; what is superseded gets a tombstone. One partition, so that a "
+    "version precedes the head that lists it and one offset says how far it was read.",
+)
 FILE_TASK = Topic(
     name="file.task.v1",
     key="batch id",
@@ -163,6 +174,7 @@ TOPICS: tuple[Topic, ...] = (
     BATCH_STATUS,
     FILE,
     ACCOUNT,
+    PROMPT,
     FILE_TASK,
     LINE_READY,
     LINE_DONE,

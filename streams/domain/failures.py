@@ -27,10 +27,17 @@ class FailureReason(StrEnum):
     #: The line itself could not be read back, so nothing was sent.
     INPUT_LOST = "input_lost"
 
+    #: The line's prompt failed on its variables.
+    PROMPT_FAILED = "prompt_failed"
+    #: The line's prompt took too much time or memory to render.
+    PROMPT_TIMEOUT = "prompt_timeout"
+    #: The rendered prompt is larger than a line may be.
+    PROMPT_TOO_LARGE = "prompt_too_large"
+
     @property
     def is_retriable(self) -> bool:
         """Whether another attempt may end differently."""
-        return self not in (self.UPSTREAM_REJECTED, self.RESPONSE_TOO_LARGE, self.INPUT_LOST)
+        return self not in _FINAL
 
     @property
     def metric_label(self) -> str:
@@ -43,10 +50,23 @@ class FailureReason(StrEnum):
         return _LINE_CODES.get(self)
 
 
+_FINAL = frozenset(
+    {
+        FailureReason.UPSTREAM_REJECTED,
+        FailureReason.RESPONSE_TOO_LARGE,
+        FailureReason.INPUT_LOST,
+        FailureReason.PROMPT_FAILED,
+        FailureReason.PROMPT_TIMEOUT,
+        FailureReason.PROMPT_TOO_LARGE,
+    }
+)
 _LINE_CODES: dict[FailureReason, LineCode] = {
     FailureReason.TIMEOUT: LineCode.REQUEST_TIMEOUT,
     FailureReason.UNREACHABLE: LineCode.UPSTREAM_UNREACHABLE,
     FailureReason.INVALID_RESPONSE: LineCode.UPSTREAM_INVALID_RESPONSE,
     FailureReason.RESPONSE_TOO_LARGE: LineCode.RESPONSE_TOO_LARGE,
     FailureReason.INPUT_LOST: LineCode.INPUT_LOST,
+    FailureReason.PROMPT_FAILED: LineCode.PROMPT_RENDER_FAILED,
+    FailureReason.PROMPT_TIMEOUT: LineCode.PROMPT_RENDER_TIMEOUT,
+    FailureReason.PROMPT_TOO_LARGE: LineCode.PROMPT_TOO_LARGE,
 }

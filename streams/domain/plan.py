@@ -1,10 +1,13 @@
 """The plan: where each line of an input file lies, so that any range can be read without the rest.
 
-    magic 8 bytes | rows u32 | reserved u32 | rows x (offset u64, length u32, model u16, flags u16)
+    magic 8 bytes | rows u32 | reserved u32 | rows x (offset u64, length u32, model u16, pin u16)
+    | pins
 
 All little-endian. Row n is line n (0-based), which is line n + 1 of the file in messages. `offset`
 and `length` delimit the line's bytes without its newline; `model` indexes the models in the
 batch's BatchValidated event. Rows are fixed-size, so a chunk of rows is a range of the object.
+`pin` is the number of the prompt version that the line uses, counted from 1; 0 is none. The
+versions themselves follow the rows (streams.domain.prompt_pins), to the object's end.
 """
 
 from __future__ import annotations
@@ -28,12 +31,12 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """One line: byte offset and length in the input file, number of its model, flags."""
+    """One line: byte offset and length in the input file, numbers of its model and its pin."""
 
     offset: int
     length: int
     model: int
-    flags: int = 0
+    pin: int = 0
 
 
 class PlanBuilder:
@@ -42,18 +45,18 @@ class PlanBuilder:
     def __init__(self) -> None:
         self._rows = bytearray()
 
-    def add(self, offset: int, length: int, model: int, flags: int = 0) -> None:
+    def add(self, offset: int, length: int, model: int, pin: int = 0) -> None:
         """Adds the next line."""
-        self._rows += _ROW.pack(offset, length, model, flags)
+        self._rows += _ROW.pack(offset, length, model, pin)
 
     @property
     def rows(self) -> int:
         """How many lines there are."""
         return len(self._rows) // ROW_BYTES
 
-    def build(self) -> bytes:
+    def build(self, pins: bytes = b"") -> bytes:
         """The plan as an object's bytes."""
-        return _HEADER.pack(MAGIC, self.rows, 0) + bytes(self._rows)
+        return _HEADER.pack(MAGIC, self.rows, 0) + bytes(self._rows) + pins
 
 
 def read_header(data: bytes) -> int:
@@ -69,6 +72,12 @@ def read_header(data: bytes) -> int:
 def rows_range(first: int, count: int) -> tuple[int, int]:
     """Byte offset and length, within the plan object, of `count` rows from row `first`."""
     return HEADER_BYTES + first * ROW_BYTES, count * ROW_BYTES
+
+
+def pins_range(rows: int, plan_bytes: int) -> tuple[int, int]:
+    """Byte offset and length of the pins within a plan object of this size; length 0 for none."""
+    offset = HEADER_BYTES + rows * ROW_BYTES
+    return offset, max(plan_bytes - offset, 0)
 
 
 def read_rows(data: bytes) -> list[PlanRow]:

@@ -47,7 +47,7 @@ def test_any_range_of_a_plan_is_read_without_the_rest(
 ) -> None:
     builder = PlanBuilder()
     for row in rows:
-        builder.add(row.offset, row.length, row.model, row.flags)
+        builder.add(row.offset, row.length, row.model, row.pin)
     built = builder.build()
     assert plan.read_header(built) == builder.rows == len(rows)
     first = data.draw(st.integers(0, len(rows)))
