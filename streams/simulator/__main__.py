@@ -55,6 +55,13 @@ def parser(prog: str) -> argparse.ArgumentParser:
         "--log", type=Path, metavar="FILE", help="append a JSON line for each request served"
     )
     server.add_argument(
+        "--bodies",
+        type=Path,
+        metavar="FILE",
+        help="append every request's body as it came: number, key, attempt, path, body; "
+        "this is callers' content",
+    )
+    server.add_argument(
         "--max-keys", type=int, default=200_000, help="request keys to keep counts of (%(default)s)"
     )
     server.add_argument("--json", action="store_true", help="print one JSON line when listening")
@@ -123,6 +130,7 @@ def options_from(args: argparse.Namespace) -> SimulatorOptions:
         models=tuple(args.model),
         api_key=args.api_key,
         log=args.log,
+        bodies=args.bodies,
         max_keys=args.max_keys,
         config=config,
     )

@@ -23,7 +23,8 @@ from aiohttp.web_protocol import RequestHandler
 
 from streams.simulator.answers import error_body, model_object, models_body
 from streams.simulator.attempt import Attempt
-from streams.simulator.call import BadRequestError, Endpoint, parse_call
+from streams.simulator.bodies import BodyLog
+from streams.simulator.call import BadRequestError, Call, Endpoint, parse_call
 from streams.simulator.conduct import ConductError
 from streams.simulator.fleet import Fleet
 from streams.simulator.ledger import Ledger
@@ -39,6 +40,7 @@ class SimulatorOptions:
     """What stays the same while the server runs.
 
     port: 0 picks a free one. models: names served, none for any. config: see Fleet.configure.
+    log: counts and usage of each request, without content. bodies: what was sent, see BodyLog.
     """
 
     host: str = "127.0.0.1"
@@ -46,6 +48,7 @@ class SimulatorOptions:
     models: tuple[str, ...] = ()
     api_key: str | None = None
     log: Path | None = None
+    bodies: Path | None = None
     max_keys: int = 200_000
     config: dict[str, Any] = field(default_factory=dict)
 
@@ -57,6 +60,7 @@ class Simulator:
         self._options = options or SimulatorOptions()
         self.fleet = Fleet(self._options.models, self._options.config)
         self.ledger = Ledger(self._options.max_keys, self._options.log)
+        self._bodies = None if self._options.bodies is None else BodyLog(self._options.bodies)
         self._bearer = None if self._options.api_key is None else f"Bearer {self._options.api_key}"
         self._endpoints = {endpoint.value: endpoint for endpoint in Endpoint}
         self._routes: dict[
@@ -96,6 +100,9 @@ class Simulator:
             self._runner = None
         self.fleet.retire()
         self.ledger.close()
+        if self._bodies is not None:
+            self._bodies.close()
+            self._bodies = None
 
     async def __aenter__(self) -> Simulator:
         await self.start()
@@ -121,9 +128,12 @@ class Simulator:
         if self._bearer is not None and request.headers.get("Authorization") != self._bearer:
             body = error_body("Incorrect API key provided.", code="invalid_api_key")
             return write_answer(request, 401, body)
+        data = b""
         try:
-            call = parse_call(endpoint, await request.read())
+            data = await request.read()
+            call = parse_call(endpoint, data)
         except BadRequestError as error:
+            self._record(endpoint, data, None)
             return write_answer(request, 400, error_body(str(error), param=error.param))
         except web.HTTPRequestEntityTooLarge:
             return write_answer(request, 413, error_body("The request is too large."))
@@ -132,7 +142,12 @@ class Simulator:
             return _no_model(request, call.model)
         call.count_tokens(*engine.token_range)
         self.ledger.begin(call)
+        self._record(endpoint, data, call)
         return await Attempt(request, call, engine, self.ledger, self.fleet.seed).serve()
+
+    def _record(self, endpoint: Endpoint, data: bytes, call: Call | None) -> None:
+        if self._bodies is not None:
+            self._bodies.record(endpoint.value, data, call)
 
     async def _get_health(self, request: web.BaseRequest) -> web.StreamResponse:
         return write_answer(request, 200, b'{"status":"ok"}')

@@ -262,6 +262,43 @@ class TestSteering:
         await sim(simulator, "POST", "/sim/reset")
         assert (await sim(simulator, "GET", "/sim/requests"))["totals"]["attempts"] == 0
 
+    async def test_bodies_are_recorded_as_they_came_when_asked_for(self, tmp_path: Path) -> None:
+        path = tmp_path / "bodies.jsonl"
+        script = {"sim": "503,ok"}
+        text = '{"model": "m",  "messages": [{"content": "caf\u00e9 \\n {{x}} \U0001f600"}]}'
+        async with (
+            Simulator(SimulatorOptions(bodies=path, api_key="secret")) as simulator,
+            openai.AsyncOpenAI(
+                base_url=simulator.base_url, api_key="secret", max_retries=1
+            ) as client,
+            aiohttp.ClientSession(headers={"Authorization": "Bearer secret"}) as session,
+        ):
+            await client.responses.create(model="m", input="hi", user="k", metadata=script)
+            for data in (text.encode(), b"not \xff JSON"):
+                await (
+                    await session.post(f"{simulator.base_url}/chat/completions", data=data)
+                ).read()
+            await client.models.list()
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [(line["number"], line["key"], line["attempt"], line["path"]) for line in lines] == [
+            (1, "k", 1, "/v1/responses"),
+            (2, "k", 2, "/v1/responses"),
+            (3, None, 1, "/v1/chat/completions"),
+            (None, None, None, "/v1/chat/completions"),
+        ]
+        assert json.loads(lines[0]["body"])["input"] == "hi"
+        assert lines[2]["body"] == text
+        assert lines[3]["body"] == "not \\xff JSON"
+
+    async def test_the_request_log_has_no_bodies(
+        self, client: openai.AsyncOpenAI, tmp_path: Path
+    ) -> None:
+        secret = "only between us"
+        await client.responses.create(model="m", input=secret)
+        logged = (tmp_path / "served.jsonl").read_text()
+        assert '"/v1/responses"' in logged
+        assert secret not in logged
+
     async def test_one_model_hangs_while_another_answers(
         self, simulator: Simulator, client: openai.AsyncOpenAI
     ) -> None:

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streams.simulator.__main__ import options_from, parser
 from streams.simulator.behaviour import LatencyBehaviour, RefusedError
+from streams.simulator.bodies import BodyLog
 from streams.simulator.call import BadRequestError, Call, Endpoint, parse_call, usage_of
 from streams.simulator.conduct import (
     MAX_COMPLETION_TOKENS,
@@ -248,6 +250,24 @@ class TestLedger:
         assert (line["key"], line["attempt"], line["outcome"], line["ok"]) == ("a", 1, "200", True)
         assert line["usage"]["total_tokens"] == call.prompt_tokens + call.completion_tokens
         assert line["id"] == "chatcmpl-sim000000001"
+
+
+class TestBodyLog:
+    def test_it_appends_and_only_its_owner_may_read_it(self, tmp_path: Path) -> None:
+        path = tmp_path / "bodies.jsonl"
+        for number in range(2):
+            log = BodyLog(path)
+            log.record("/v1/chat/completions", b'{"n": %d}' % number, None)
+            log.close()
+        bodies = [json.loads(line)["body"] for line in path.read_text().splitlines()]
+        assert bodies == ['{"n": 0}', '{"n": 1}']
+        assert path.stat().st_mode & 0o077 == 0
+
+    def test_the_command_line_asks_for_it(self) -> None:
+        assert options_from(parser("simulate").parse_args([])).bodies is None
+        args = parser("simulate").parse_args(["--bodies", "sent.jsonl"])
+        assert options_from(args).bodies == Path("sent.jsonl")
+        assert "callers' content" in " ".join(parser("simulate").format_help().split())
 
 
 class TestSlots:
