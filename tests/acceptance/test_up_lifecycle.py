@@ -88,7 +88,7 @@ def test_after_kill_9_of_the_supervisor_the_same_command_goes_on(up: Stack) -> N
         output = client.files.content(ended.output_file_id).read()
     children, info = _all_pids(up), dict(up.info)
     up.process.kill()
-    up.process.wait(timeout=10)
+    up.process.wait(timeout=60)
     eventually_sync(lambda: all(map(_gone, children)), within_s=10, what="children end, too")
     up.kill_supervisor_and_restart()
     for same in ("base_url", "api_key", "kafka"):

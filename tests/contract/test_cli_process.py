@@ -64,7 +64,7 @@ def test_ctrl_c_while_watching_exits_130_and_leaves_the_batch_alone() -> None:
         with started("watch", "b", env=env) as process:
             eventually_sync(lambda: len(gateway.requests) >= 2)
             process.send_signal(signal.SIGINT)
-            _, told = process.communicate(timeout=10)
+            _, told = process.communicate(timeout=60)
         assert process.returncode == 130
         assert "backhaul watch b" in told
         assert "Traceback" not in told
@@ -80,12 +80,12 @@ def test_the_simulator_says_where_it_listens_and_ends_cleanly(
         assert process.stdout is not None
         line = json.loads(process.stdout.readline())
         root = line["base_url"].removesuffix("/v1")
-        with urllib.request.urlopen(f"{root}/sim/config", timeout=10) as answer:  # noqa: S310
+        with urllib.request.urlopen(f"{root}/sim/config", timeout=60) as answer:  # noqa: S310
             config = json.loads(answer.read())
         assert config["errors"] == {"503": 0.5}
         assert config["models"] == {"m": {"slots": 3}}
         process.send_signal(number)
-        _, told = process.communicate(timeout=10)
+        _, told = process.communicate(timeout=60)
         assert (process.returncode, told) == (0, "")
 
 
@@ -150,4 +150,4 @@ def _on_a_terminal(*args: str, env: dict[str, str]) -> tuple[int, str]:
         while chunk := os.read(here, 65536):
             told += chunk
     os.close(here)
-    return process.wait(timeout=10), told.decode()
+    return process.wait(timeout=60), told.decode()

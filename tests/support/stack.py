@@ -179,7 +179,7 @@ def _end(process: subprocess.Popen[str]) -> int:
             process.wait(timeout=45)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait(timeout=10)
+            process.wait(timeout=60)
     if process.stdout is not None:
         process.stdout.close()
     return process.returncode
