@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from schemas.records import ClaimCheck, ObjectRef, ReadyLine
 from streams.domain.dispatch_slice import LineAt, Picked
-from streams.domain.plan import PlanError, read_rows, rows_range
+from streams.domain.plan import PlanError, pins_range, read_rows, rows_range
 from streams.ports.object_store import ObjectStore
 
 #: One read of the object store: many lines, and little to throw away.
@@ -95,6 +95,12 @@ class Source:
     total: int
     lanes: tuple[int, ...]
 
+    @property
+    def pins(self) -> ClaimCheck | None:
+        """Where the plan holds the prompt versions that lines use; None if none does."""
+        offset, length = pins_range(self.total, self.plan.size_bytes)
+        return ClaimCheck(key=self.plan.key, offset=offset, length=length) if length else None
+
 
 class InputLines:
     """Lines of input files, as the dispatcher asks for them."""
@@ -124,9 +130,10 @@ class InputLines:
         lines: list[ReadyLine] = []
         key, current, block = source.input.key, -1, b""
         for at, attempt in picked:
+            pin = at.pin
             if at.length > self._claim_check_bytes:
                 claim = ClaimCheck(key=key, offset=at.offset, length=at.length)
-                lines.append(ReadyLine(line=at.line, attempt=attempt, claim=claim))
+                lines.append(ReadyLine(line=at.line, attempt=attempt, claim=claim, pin=pin))
                 continue
             number, start = divmod(at.offset, BLOCK_BYTES)
             if start + at.length > BLOCK_BYTES:
@@ -137,7 +144,7 @@ class InputLines:
                 raw = block[start : start + at.length]
             if len(raw) != at.length:
                 raise PlanError("a row lies beyond the input file's end")
-            lines.append(ReadyLine(line=at.line, attempt=attempt, raw=raw))
+            lines.append(ReadyLine(line=at.line, attempt=attempt, raw=raw, pin=pin))
         last = picked[-1]
         if last.attempt == 1:
             self._blocks.ahead(source.input, last.at.offset + last.at.length)
@@ -155,6 +162,6 @@ class InputLines:
         lanes = source.lanes
         rows = enumerate(read_rows(data), first)
         try:
-            return [LineAt(n, r.offset, r.length) for n, r in rows if lanes[r.model] == lane]
+            return [LineAt(n, r.offset, r.length, r.pin) for n, r in rows if lanes[r.model] == lane]
         except IndexError as error:
             raise PlanError("a row names a model that the batch doesn't have") from error

@@ -228,6 +228,8 @@ def _start_lines(batch: Validating, chunks: Chunks, event: BatchValidated, offse
         total=event.total,
         models=event.models,
         estimated_input_tokens=event.estimated_input_tokens,
+        prompts=event.prompts,
+        unused_variables=event.unused_variables,
         in_progress_at_ms=event_time(event.at_ms, batch.request),
     )
     # Chunk rows may have outlived the batch's own row in a crash.

@@ -111,6 +111,8 @@ def snapshot_of(batch: Batch) -> BatchSnapshot:
         completed=counts.completed,
         failed=counts.failed,
         usage=counts.usage,
+        prompts=work.prompts if work else (),
+        unused_variables=work.unused_variables if work else 0,
         in_progress_at_ms=times.get("in_progress_at_ms"),
         finalizing_at_ms=times.get("finalizing_at_ms"),
         completed_at_ms=times.get("completed_at_ms"),
@@ -145,6 +147,9 @@ def to_row(batch: Batch) -> BatchRow:
         total=work.total if work else 0,
         models=work.models if work and not ended else (),
         estimated_input_tokens=work.estimated_input_tokens if work else 0,
+        prompt_offset=request.prompt_offset,
+        prompts=work.prompts if work and not ended else (),
+        unused_variables=work.unused_variables if work else 0,
         errors=(),
         output_file_id=ended.output_file_id if ended else None,
         error_file_id=ended.error_file_id if ended else None,
@@ -225,6 +230,7 @@ def _request(row: BatchRow) -> Request:
         metadata=row.metadata,
         output_expires_after_s=row.output_expires_after_s,
         request_hash=row.request_hash,
+        prompt_offset=row.prompt_offset,
     )
 
 
@@ -236,5 +242,7 @@ def _work(row: BatchRow) -> Work | None:
         total=row.total,
         models=row.models,
         estimated_input_tokens=row.estimated_input_tokens,
+        prompts=row.prompts,
+        unused_variables=row.unused_variables,
         in_progress_at_ms=row.in_progress_at_ms,
     )

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from schemas.records import AssembleReason, BatchCreate, BatchError, BatchStatus, ObjectRef
+from schemas.records import (
+    AssembleReason,
+    BatchCreate,
+    BatchError,
+    BatchStatus,
+    ObjectRef,
+    PinnedPrompt,
+)
 from streams.domain.ledger import Counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What the caller asked for; never changes."""
+    """What the caller asked for; never changes.
+
+    prompt_offset: how far the gateway had read the prompts when it took the create.
+    """
 
     batch_id: str
     tenant: str
@@ -23,16 +33,23 @@ class Request:
     metadata: dict[str, str]
     output_expires_after_s: int | None
     request_hash: str
+    prompt_offset: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What intake found in the input file."""
+    """What intake found in the input file.
+
+    prompts: the versions that the lines use, by the plan's pin numbers. unused_variables: how
+    many lines give a variable that their prompt doesn't read.
+    """
 
     plan: ObjectRef
     total: int
     models: tuple[str, ...]
     estimated_input_tokens: int
+    prompts: tuple[PinnedPrompt, ...]
+    unused_variables: int
     in_progress_at_ms: int
 
 
@@ -120,6 +137,7 @@ def request_of(create: BatchCreate) -> Request:
         metadata=create.metadata,
         output_expires_after_s=create.output_expires_after_s,
         request_hash=create.request_hash,
+        prompt_offset=create.prompt_offset,
     )
 
 

@@ -51,6 +51,7 @@ def intake_task(request: Request, file: ObjectRef) -> IntakeTask:
         endpoint=request.endpoint,
         input=file,
         deadline_ms=request.expires_at_ms,
+        prompt_offset=request.prompt_offset,
     )
 
 

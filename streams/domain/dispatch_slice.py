@@ -10,11 +10,15 @@ if TYPE_CHECKING:
 
 
 class LineAt(NamedTuple):
-    """Where a line lies in the input file: byte offset and length."""
+    """Where a line lies in the input file: byte offset and length.
+
+    pin: number of the prompt version that it uses, counted from 1; 0 for none.
+    """
 
     line: int
     offset: int
     length: int
+    pin: int = 0
 
 
 class Picked(NamedTuple):

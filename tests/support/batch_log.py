@@ -20,6 +20,7 @@ from schemas.records import (
     IntakeTask,
     ObjectRef,
     OutcomeKind,
+    PinnedPrompt,
     SegmentWritten,
     Usage,
     UsageRecorded,
@@ -50,6 +51,7 @@ def create(
     purpose: str = "batch",
     input_key: str = "files/tenant-a/file-1",
     input_bytes: int = 1000,
+    prompt_offset: int = 0,
 ) -> BatchCreate:
     """A create command."""
     return BatchCreate(
@@ -65,6 +67,7 @@ def create(
         window_s=window_s,
         metadata={"for": "tests"},
         request_hash="0" * 64,
+        prompt_offset=prompt_offset,
     )
 
 
@@ -86,6 +89,8 @@ def validated(
     models: tuple[str, ...] = ("m",),
     plan: ObjectRef | None = None,
     at_ms: int = CREATED_MS + 1000,
+    prompts: tuple[PinnedPrompt, ...] = (),
+    unused_variables: int = 0,
 ) -> BatchValidated:
     """The input file is good."""
     return BatchValidated(
@@ -97,7 +102,14 @@ def validated(
         total=total,
         models=models,
         estimated_input_tokens=10 * total,
+        prompts=prompts,
+        unused_variables=unused_variables,
     )
+
+
+def pinned(*versions: tuple[str, int, int]) -> tuple[PinnedPrompt, ...]:
+    """Pins of these (slug, version, lines)."""
+    return tuple(PinnedPrompt(slug=s, version=v, lines=n) for s, v, n in versions)
 
 
 def window_ended(batch_id: str = BATCH, *, at_ms: int = ENDS_MS) -> BatchWindowEnded:

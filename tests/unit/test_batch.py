@@ -31,6 +31,7 @@ from tests.support.batch_log import (
     create,
     entries,
     outcome,
+    pinned,
     segment,
     validated,
     window_ended,
@@ -141,6 +142,27 @@ def snapshot_of_last(controller: Controller) -> tuple[int, int]:
     assert controller.batch is not None
     snapshot = snapshot_of(controller.batch)
     return snapshot.created_at_ms, snapshot.total
+
+
+def test_a_batch_shows_the_prompts_of_its_first_validation_to_the_end() -> None:
+    pins = pinned(("summarize", 2, 3), ("translate", 1, 1))
+    first = validated(4, prompts=pins, unused_variables=3)
+    second = validated(4, prompts=pinned(("summarize", 9, 4)), at_ms=CREATED_MS + 2000)
+    done = run(
+        create(), first, second, segment([outcome(n) for n in range(4)]), second, assembled(4, 0)
+    )
+    assert statuses(done) == ["validating", "in_progress", "finalizing", "completed"]
+    assert [s.prompts for s in done.snapshots] == [(), pins, pins, pins]
+    assert [s.unused_variables for s in done.snapshots] == [0, 3, 3, 3]
+
+
+def test_intake_learns_how_far_the_gateway_had_read_the_prompts() -> None:
+    started = run(create(prompt_offset=77))
+    (task,) = started.restart().tasks
+    assert isinstance(task, IntakeTask)
+    assert task.prompt_offset == 77
+    assert started.row is not None
+    assert started.row.prompt_offset == 77
 
 
 def test_events_of_an_unknown_batch_change_nothing() -> None:
@@ -340,8 +362,8 @@ def test_output_files_expire_after_thirty_days_or_as_asked() -> None:
 @pytest.mark.parametrize("taken", range(1, 6))
 def test_a_row_holds_the_whole_state_until_the_batch_ends(taken: int) -> None:
     events = (
-        create(),
-        validated(600),
+        create(prompt_offset=5),
+        validated(600, prompts=pinned(("s", 1, 600)), unused_variables=2),
         segment([outcome(0), outcome(513)]),
         window_ended(),
         cancel(),
@@ -351,9 +373,11 @@ def test_a_row_holds_the_whole_state_until_the_batch_ends(taken: int) -> None:
 
 
 def test_the_row_of_an_ended_batch_is_a_stub_that_stops_any_new_start() -> None:
-    ended = run(create(), validated(1), segment([outcome(0)]), assembled(1, 0))
+    valid = validated(1, prompts=pinned(("s", 1, 1)))
+    ended = run(create(), valid, segment([outcome(0)]), assembled(1, 0))
     assert ended.row is not None
     assert (ended.row.metadata, ended.row.models, ended.row.input) == ({}, (), None)
+    assert ended.row.prompts == ()
     again = ended.restart()
     effects = len(again.effects)
     again.feed(entries([create(), validated(1)], first=900))

@@ -8,7 +8,14 @@ from typing import TypeVar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.records import BatchRow, BatchSnapshot, ChunkRow, CollectedLine, OutcomeKind
+from schemas.records import (
+    BatchRow,
+    BatchSnapshot,
+    BatchValidated,
+    ChunkRow,
+    CollectedLine,
+    OutcomeKind,
+)
 from streams.domain.batch import Entry, Event
 from streams.domain.batch_effects import SendTask
 from streams.domain.batch_row import from_row, snapshot_of
@@ -24,6 +31,7 @@ from tests.support.batch_log import (
     create,
     entries,
     outcome,
+    pinned,
     segment,
     validated,
     window_ended,
@@ -61,9 +69,15 @@ def _segment_at(lines: list[CollectedLine], at: int) -> Event:
 
 
 segments = st.builds(_segment_at, outcomes(), st.integers(0, 1000))
+#: What another run of intake might find, after other versions were published.
+VALIDATIONS = [
+    validated(TOTAL),
+    validated(TOTAL, prompts=pinned(("s", 1, TOTAL))),
+    validated(TOTAL, prompts=pinned(("s", 2, 30), ("t", 1, 1000)), unused_variables=7),
+]
 _OTHERS: list[Event] = [
     create(),
-    validated(TOTAL),
+    *VALIDATIONS,
     cancel(),
     cancel(command_id="cmd_2"),
     window_ended(),
@@ -77,7 +91,8 @@ others = st.sampled_from(_OTHERS)
 @st.composite
 def logs(draw: st.DrawFn) -> list[Entry]:
     """Logs that get somewhere: created, validated, then anything."""
-    events: list[Event] = [create(), *draw(st.lists(others, max_size=2)), validated(TOTAL)]
+    events: list[Event] = [create(prompt_offset=9), *draw(st.lists(others, max_size=2))]
+    events.append(draw(st.sampled_from(VALIDATIONS)))
     events += draw(st.lists(segments | segments | others, max_size=8))
     if draw(st.booleans()):
         events.append(_segment_at(EVERYTHING, 5))
@@ -141,6 +156,17 @@ def check_callers_view(snapshots: list[BatchSnapshot]) -> None:
                 assert times.setdefault(name, value) == value
 
 
+def check_pins(log: list[Entry], snapshots: list[BatchSnapshot]) -> None:
+    """The pins are those of the first validation in the log, whatever came later."""
+    first = next(e.event for e in log if isinstance(e.event, BatchValidated))
+    for snapshot in snapshots:
+        if snapshot.total:
+            assert snapshot.prompts == first.prompts
+            assert snapshot.unused_variables == first.unused_variables
+        else:
+            assert (snapshot.prompts, snapshot.unused_variables) == ((), 0)
+
+
 def check_tasks(controller: Controller) -> None:
     """A task that is sent again is the same task."""
     seen: dict[str, object] = {}
@@ -173,6 +199,7 @@ def test_any_crash_and_replay_ends_in_the_same_state_with_the_same_bill(
     assert again.snapshots[-1] == straight.snapshots[-1]
     assert set(again.file_names) == set(straight.file_names)
     check_callers_view(again.snapshots)
+    check_pins(log, again.snapshots)
     check_tasks(again)
 
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 
-from schemas.records import ControllerLoad, ObjectRef, ReadyLine, ReadyLines
+from schemas.records import (
+    ControllerLoad,
+    ObjectRef,
+    OpenRetry,
+    OutcomeKind,
+    ReadyLine,
+    ReadyLines,
+)
 from schemas.topics import CAPACITY, LINE_READY
 from streams.adapters.object_store_fake import FakeObjectStore
 from streams.controller.books import Books
@@ -17,33 +24,42 @@ from streams.controller.outstanding import FoundSlice
 from streams.controller.release import Releaser
 from streams.controller.routes import Routes
 from streams.domain.batch import Entry, fold
-from streams.domain.batch_effects import CloseLines, OpenLines
+from streams.domain.batch_effects import CloseLines, OpenLines, SettleLines
 from streams.domain.batch_state import InProgress
 from streams.domain.clock import SystemClock
 from streams.domain.dispatch_slice import Picked
 from streams.domain.plan import PlanBuilder, PlanError
 from streams.domain.upstreams import parse_upstreams
 from streams.ports.object_store import ObjectStoreError
-from tests.support.batch_log import create, validated
+from tests.support.batch_log import create, outcome, segment, validated
 from tests.support.controller_parts import FakeGuard, FakeRows, FakeSender
 from tests.support.waiting import eventually
 from tests.support.workers import FakeWorker
 
 
+PINS = b"pinned prompts"
+
+
 async def stored(
-    store: FakeObjectStore, lines: list[bytes], models: list[int] | None = None, key: str = "in"
+    store: FakeObjectStore,
+    lines: list[bytes],
+    models: list[int] | None = None,
+    key: str = "in",
+    pins: Sequence[int] = (),
 ) -> Source:
-    """An input file with its plan."""
+    """An input file with its plan; pins: the pin of each line."""
     builder, offset = PlanBuilder(), 0
     for number, line in enumerate(lines):
-        builder.add(offset, len(line), models[number] if models else 0)
+        pin = pins[number] if pins else 0
+        builder.add(offset, len(line), models[number] if models else 0, pin)
         offset += len(line) + 1
     data = b"".join(line + b"\n" for line in lines)
     await store.put(key, data)
-    await store.put(f"{key}.plan", builder.build())
+    plan = builder.build(PINS if pins else b"")
+    await store.put(f"{key}.plan", plan)
     return Source(
         ObjectRef(key=key, size_bytes=len(data)),
-        ObjectRef(key=f"{key}.plan", size_bytes=len(builder.build())),
+        ObjectRef(key=f"{key}.plan", size_bytes=len(plan)),
         len(lines),
         tuple(range(max(models) + 1)) if models else (0,),
     )
@@ -76,6 +92,17 @@ async def test_a_large_line_travels_as_a_range_of_the_input_file() -> None:
     assert large.raw is None
     assert large.claim is not None
     assert await store.get_range("in", large.claim.offset, large.claim.length) == lines[1]
+
+
+async def test_a_line_travels_with_the_number_of_its_prompt_version() -> None:
+    store = FakeObjectStore()
+    source = await stored(store, [b"a", b"b" * 5000, b"c"], pins=[2, 1, 0])
+    read = await read_all(InputLines(store, 4096), source)
+    assert [(line.pin, line.raw is None) for line in read] == [(2, False), (1, True), (0, False)]
+    pins = source.pins
+    assert pins is not None
+    assert await store.get_range(pins.key, pins.offset, pins.length) == PINS
+    assert (await stored(store, [b"a"], key="plain")).pins is None
 
 
 async def test_each_block_is_read_once_however_many_ask_and_few_are_kept() -> None:
@@ -189,9 +216,10 @@ class Station:
             self.errors.append,
         )
 
-    async def batch(self, batch_id: str, lines: int) -> InProgress:
+    async def batch(self, batch_id: str, lines: int, pins: Sequence[int] = ()) -> InProgress:
         """A validated batch, with its input in the store."""
-        source = await stored(self.store, [b"%d" % n for n in range(lines)], key=batch_id)
+        data = [b"%d" % n for n in range(lines)]
+        source = await stored(self.store, data, key=batch_id, pins=pins)
         command = create(
             batch_id, at_ms=self.clock.now_ms(), input_key=batch_id, input_bytes=1 << 20
         )
@@ -205,10 +233,21 @@ class Station:
     def hear(self) -> None:
         self.releaser.hear(self.worker.load(), self.clock.now_ms())
 
+    def read(self) -> None:
+        """The worker has read and finished what was released."""
+        self.worker.next_offset[0] = len(self.sender.of(LINE_READY))
+        self.hear()
+
     def lines(self, batch_id: str) -> list[int]:
         """Released lines of a batch."""
         released: list[ReadyLines] = self.sender.of(LINE_READY)
         return sorted(n.line for r in released if r.batch_id == batch_id for n in r.lines)
+
+    def attempts(self, batch_id: str) -> set[tuple[int, int, int]]:
+        """The last attempt released of each line: (line, attempt, pin)."""
+        released: list[ReadyLines] = self.sender.of(LINE_READY)
+        lines = [n for r in released if r.batch_id == batch_id for n in r.lines]
+        return set({n.line: (n.line, n.attempt, n.pin) for n in lines}.values())
 
 
 @asynccontextmanager
@@ -233,6 +272,49 @@ async def test_credits_and_batches_wake_the_releaser_at_once() -> None:
         assert record.lines[-1].raw is not None
         loads: list[ControllerLoad] = station.sender.of(CAPACITY)
         assert loads[-1].controller == "c0"
+
+
+async def test_only_a_slice_with_a_prompt_line_says_where_the_pins_are() -> None:
+    async with working() as station:
+        # One slice has eight lines, an eighth of the worker's credits.
+        pins = [0] * 8 + [0, 1] * 4
+        batch = await station.batch("batch_1", 16, pins)
+        station.releaser.apply(OpenLines(batch))
+        station.hear()
+        await eventually(lambda: len(station.lines("batch_1")) == 16, 5)
+        records: list[ReadyLines] = station.sender.of(LINE_READY)
+        assert {line.line: line.pin for r in records for line in r.lines} == dict(enumerate(pins))
+        assert {r.lines[0].line: r.pins is not None for r in records} == {0: False, 8: True}
+        claim = next(r.pins for r in records if r.pins)
+        assert claim.key == batch.work.plan.key
+        assert await station.store.get_range(claim.key, claim.offset, claim.length) == PINS
+
+
+async def test_another_attempt_keeps_its_prompt_version() -> None:
+    async with working() as station:
+        station.releaser.apply(OpenLines(await station.batch("batch_1", 3, [1, 0, 2])))
+        station.hear()
+        await eventually(lambda: len(station.lines("batch_1")) == 3, 5)
+        station.read()
+        retries = tuple(OpenRetry(line=n, attempt=1, not_before_ms=0) for n in range(3))
+        station.releaser.apply(SettleLines("batch_1", (), retries))
+        await eventually(lambda: len(station.lines("batch_1")) == 6, 5)
+        assert station.attempts("batch_1") == {(0, 2, 1), (1, 2, 0), (2, 2, 2)}
+
+
+async def test_an_attempt_after_a_restart_keeps_its_prompt_version() -> None:
+    station = Station()
+    batch = await station.batch("batch_1", 3, [1, 0, 2])
+    retry = outcome(2, OutcomeKind.RETRY)
+    folded = fold(batch, {}, Entry(segment([retry], "batch_1"), 2, 0))
+    station.books.ledgers["batch_1"] = dict(folded.chunks)
+    station.releaser.begin([])
+    work = asyncio.create_task(station.releaser.work())
+    station.hear()
+    await eventually(lambda: len(station.lines("batch_1")) == 3, 5)
+    await station.releaser.stop()
+    await work
+    assert station.attempts("batch_1") == {(0, 1, 1), (1, 1, 0), (2, 2, 2)}
 
 
 async def test_what_was_found_out_is_not_released_again() -> None:
