@@ -232,7 +232,7 @@ class Releaser:
             deadline_ms=batch.expires_at_ms,
             created_at_ms=batch.created_at_ms,
             tail=slice_.tail,
-            pins=running.source.pins if any([line.pin for line in lines]) else None,
+            pins=running.source.pins if any(line.pin for line in lines) else None,
             lines=lines,
         )
 

@@ -36,7 +36,6 @@ from tests.support.controller_parts import FakeGuard, FakeRows, FakeSender
 from tests.support.waiting import eventually
 from tests.support.workers import FakeWorker
 
-
 PINS = b"pinned prompts"
 
 
