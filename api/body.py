@@ -8,22 +8,44 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from api.errors import InvalidRequest, RequestTooSlow
+from api.errors import InvalidRequest, RequestTooSlow, TooLarge
 from api.gateway import GATEWAY
 
-#: Largest JSON body.
+#: Largest JSON body, where a route doesn't say otherwise.
 MAX_BODY_BYTES = 1024 * 1024
 
 
-async def json_object(request: web.Request) -> dict[str, Any]:
-    """The body, if it is a JSON object. Raises ApiError."""
+async def json_object(
+    request: web.Request, *, max_bytes: int = MAX_BODY_BYTES, empty: bool = False
+) -> dict[str, Any]:
+    """The body, if it is a JSON object; no body is an empty object where `empty` says so.
+
+    Raises ApiError.
+    """
+    raw = await read_body(request, max_bytes)
+    return {} if empty and not raw else decoded_object(raw)
+
+
+async def read_body(request: web.Request, max_bytes: int = MAX_BODY_BYTES) -> bytes:
+    """The body as it came. Raises ApiError."""
+    if (request.content_length or 0) > max_bytes:
+        raise _too_large(max_bytes)
+    raw = bytearray()
     try:
         async with asyncio.timeout(request.app[GATEWAY].timeouts.body_s):
-            raw = await request.read()
+            while chunk := await request.content.readany():
+                raw += chunk
+                if len(raw) > max_bytes:
+                    raise _too_large(max_bytes)
     except TimeoutError as error:
         raise RequestTooSlow("The request did not arrive in time.", code="timeout") from error
     except web.RequestPayloadError as error:
         raise InvalidRequest("The request's body was cut off.") from error
+    return bytes(raw)
+
+
+def decoded_object(raw: bytes) -> dict[str, Any]:
+    """The JSON object in these bytes. Raises InvalidRequest."""
     try:
         body = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -34,3 +56,10 @@ async def json_object(request: web.Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise InvalidRequest("The body of your request must be a JSON object.", code="invalid_type")
     return body
+
+
+def _too_large(max_bytes: int) -> TooLarge:
+    return TooLarge(
+        f"The request's body is too large: at most {max_bytes} bytes are allowed.",
+        code="request_too_large",
+    )

@@ -7,14 +7,15 @@ from aiohttp import web
 from api import views
 from api.auth import TENANT
 from api.body import json_object
-from api.create_request import CreateRequest, parse
-from api.errors import Conflict, NotFound, Unavailable
+from api.create_batch import create_batch
+from api.create_request import parse
+from api.errors import Conflict, NotFound
 from api.gateway import GATEWAY, Gateway
-from api.read_model.schema import from_create, with_cancel
+from api.read_model.schema import with_cancel
 from api.routes.paging import paging, unknown_after
-from schemas.records import BatchCancel, BatchCreate, BatchSnapshot, BatchStatus
+from schemas.records import BatchCancel, BatchSnapshot, BatchStatus
 from schemas.topics import BATCH_COMMAND
-from streams.domain.ids import idempotent_batch_id, new_batch_id, new_command_id
+from streams.domain.ids import new_command_id
 
 _DEFAULT_LIMIT = 20
 _MAX_LIMIT = 100
@@ -33,10 +34,7 @@ async def create(request: web.Request) -> web.Response:
         request.headers.get("Idempotency-Key"),
         gateway.settings.completion_windows,
     )
-    if asked.idempotency_key is None:
-        batch = await _create(gateway, tenant, asked, new_batch_id())
-    else:
-        batch = await _create_once(gateway, tenant, asked, asked.idempotency_key)
+    batch = await create_batch(gateway, tenant, asked)
     return views.answer(views.batch(batch))
 
 
@@ -81,51 +79,6 @@ async def _found(request: web.Request) -> BatchSnapshot:
     batch = await request.app[GATEWAY].batch(request[TENANT], batch_id)
     if batch is None:
         raise NotFound(f"No batch found with id '{batch_id}'.")
-    return batch
-
-
-async def _create(
-    gateway: Gateway, tenant: str, asked: CreateRequest, batch_id: str
-) -> BatchSnapshot:
-    file = await gateway.file(tenant, asked.input_file_id)
-    command = BatchCreate(
-        command_id=new_command_id(),
-        batch_id=batch_id,
-        tenant=tenant,
-        at_ms=gateway.clock.now_ms(),
-        endpoint=asked.endpoint,
-        input_file_id=asked.input_file_id,
-        # An unknown file is no error here: the batch fails validation.
-        input=None if file is None else file.object,
-        input_purpose=None if file is None else file.purpose,
-        completion_window=asked.completion_window,
-        window_s=asked.window_s,
-        metadata=asked.metadata,
-        output_expires_after_s=asked.output_expires_after_s,
-        request_hash=asked.hash(),
-    )
-    read_back = await gateway.publish(BATCH_COMMAND, batch_id, command)
-    if asked.idempotency_key is None:
-        return from_create(command)
-    if not read_back:
-        # Only the log knows whether this create was the first; asking again is safe.
-        raise Unavailable("The server is not able to answer just now.", code="unavailable")
-    return await gateway.queries.batch(tenant, batch_id) or from_create(command)
-
-
-async def _create_once(
-    gateway: Gateway, tenant: str, asked: CreateRequest, key: str
-) -> BatchSnapshot:
-    batch_id = idempotent_batch_id(tenant, key)
-    batch = await gateway.queries.batch(tenant, batch_id)
-    if batch is None:
-        batch = await _create(gateway, tenant, asked, batch_id)
-    if batch.request_hash != asked.hash():
-        raise Conflict(
-            "Idempotency conflict: this key was used before, for a request that differs.",
-            param="idempotency_key",
-            code="idempotency_conflict",
-        )
     return batch
 
 
