@@ -1,0 +1,172 @@
+"""A Backhaul with stored prompts and an upstream that records bodies, for acceptance tests.
+
+Everything that callers send in these tests carries MARK, so that one search through all logs,
+metrics and dead letters shows whether any of it leaked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psutil
+import yaml
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from openai import OpenAI
+from openai.types import Batch
+
+from schemas.topics import DLQ_SUFFIX
+from tests.support.prompt_api import Prompts, Recorded
+from tests.support.prompts import CHAT, SUMMARIZE, Book, book, mixed_jsonl
+from tests.support.stack import Stack, running, start_simulator, start_stack
+from tests.support.waiting import eventually_sync
+
+MODELS = ("sim", "sim-2", "gpt-4o-mini", "slow")
+#: Stands in every template, variable, custom id and answer of these tests.
+MARK = "Marzipan7391"
+#: Calls in flight at most, so that a batch of the model `slow` lasts.
+IN_FLIGHT = 16
+SLOW_S = "0.05"
+
+
+@dataclass
+class PromptWorld:
+    """The running stack, what its upstream was sent, and the prompts that were made at first."""
+
+    stack: Stack
+    recorded: Recorded
+    shelf: Book
+    topic_prefix: str
+
+    def client(self) -> OpenAI:
+        """A client for the first tenant."""
+        return OpenAI(base_url=self.stack.base_url, api_key=self.stack.api_key)
+
+
+@contextlib.contextmanager
+def prompt_world(kafka_bootstrap: str, folder: Path) -> Iterator[PromptWorld]:
+    """Starts it, with book(f"-{MARK}") and `summarize` in the registry."""
+    recorded = folder / "bodies.jsonl"
+    models = [word for name in MODELS[1:] for word in ("--model", name)]
+    slow = f'slow={{"latency": "{SLOW_S}"}}'
+    simulator = start_simulator(*models, "--bodies", str(recorded), "--model-config", slow)
+    with running(simulator):
+        upstream = {
+            "name": "recording",
+            "base_url": simulator.base_url,
+            "models": list(MODELS),
+            "max_in_flight": IN_FLIGHT,
+        }
+        table = folder / "table.yaml"
+        table.write_text(yaml.safe_dump({"upstreams": [upstream]}))
+        prefix = f"prompts{uuid4().hex[:10]}"
+        stack = start_stack(
+            folder / "data",
+            *("--kafka", kafka_bootstrap, "--upstreams", str(table)),
+            env={"BACKHAUL_TOPIC_PREFIX": prefix},
+        )
+        with running(stack):
+            shelf = book(f"-{MARK}")
+            shelf.add("summarize", *SUMMARIZE)
+            world = PromptWorld(stack, Recorded(recorded), shelf, prefix)
+            with world.client() as client:
+                Prompts(client).make(shelf)
+            yield world
+
+
+def run_of(what: str) -> str:
+    """A name that no other test uses, and that no log may have."""
+    return f"{MARK}-{what}-{uuid4().hex[:6]}"
+
+
+def submit_mixed(client: OpenAI, lines: list[dict[str, Any]], endpoint: Any = CHAT) -> Batch:
+    """Uploads the lines, as different JSON encoders write them, and creates a batch."""
+    file = client.files.create(file=("input.jsonl", mixed_jsonl(lines)), purpose="batch")
+    return client.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h")
+
+
+def wait_until_in_mid_batch(client: OpenAI, batch_id: str) -> Batch:
+    """The batch as it is once some of its lines are done."""
+
+    def some_done() -> Batch | None:
+        batch = client.batches.retrieve(batch_id)
+        return batch if batch.request_counts and batch.request_counts.completed else None
+
+    batch = eventually_sync(some_done, within_s=60)
+    assert batch is not None
+    assert batch.status == "in_progress"
+    return batch
+
+
+def leaks(world: PromptWorld, mark: str = MARK) -> list[str]:
+    """Where the mark is found: log files, metrics pages, headers of dead letters."""
+    logs = sorted((world.stack.data_dir / "logs").glob("*.log"))
+    assert logs, "there must be logs to look at"
+    found = [path.name for path in logs if mark in path.read_text("utf-8", "replace")]
+    pages = metrics_pages(world.stack)
+    assert pages, "there must be metrics to look at"
+    found += [url for url, page in pages.items() if mark in page]
+    headers = asyncio.run(_dead_letter_headers(world))
+    return found + [topic for topic, text in headers if mark in text]
+
+
+def metrics_pages(stack: Stack) -> dict[str, str]:
+    """What each process of the stack shows at /metrics, by URL."""
+    pages = {}
+    for process in psutil.Process(stack.process.pid).children(recursive=True):
+        for connection in process.net_connections("tcp"):
+            if connection.status != psutil.CONN_LISTEN:
+                continue
+            url = f"http://127.0.0.1:{connection.laddr.port}/metrics"
+            with (
+                contextlib.suppress(OSError, HTTPException),
+                urllib.request.urlopen(url, timeout=5) as answer,
+            ):
+                pages[url] = answer.read().decode()
+    return pages
+
+
+async def _dead_letter_headers(world: PromptWorld) -> list[tuple[str, str]]:
+    """(topic, its header) of every dead letter of the stack."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=world.stack.info["kafka"])
+    await consumer.start()
+    try:
+        names = [name for name in await consumer.topics() if name.startswith(world.topic_prefix)]
+        partitions = [
+            TopicPartition(name, number)
+            for name in names
+            if name.endswith(DLQ_SUFFIX)
+            for number in consumer.partitions_for_topic(name) or ()
+        ]
+        assert partitions, "there must be dead-letter topics to look at"
+        consumer.assign(partitions)
+        await consumer.seek_to_beginning(*partitions)
+        ends = await consumer.end_offsets(partitions)
+        found: list[tuple[str, str]] = []
+        while any([await consumer.position(p) < ends[p] for p in partitions]):
+            for partition, records in (await consumer.getmany(timeout_ms=500)).items():
+                found += [
+                    (partition.topic, f"{name} {value.decode('utf-8', 'replace')}")
+                    for record in records
+                    for name, value in record.headers
+                ]
+        return found
+    finally:
+        await consumer.stop()
+
+
+async def send_garbage(world: PromptWorld, topic: str, value: bytes) -> None:
+    """Puts a record that nobody can read on a topic of the stack."""
+    producer = AIOKafkaProducer(bootstrap_servers=world.stack.info["kafka"])
+    await producer.start()
+    try:
+        await producer.send_and_wait(f"{world.topic_prefix}.{topic}", value, key=b"odd")
+    finally:
+        await producer.stop()
