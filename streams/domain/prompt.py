@@ -234,6 +234,8 @@ def compile_prompt(messages: bytes, model_config: bytes) -> Prompt:
     if size > MAX_SOURCE_BYTES:
         message = f"A prompt's version may have at most {MAX_SOURCE_BYTES} bytes, but has {size}."
         raise PromptError(message, "messages")
+    for raw, where in ((messages, "messages"), (model_config, "model_config")):
+        _decoded(raw, Any, "JSON in UTF-8", where)
     return Prompt(_messages(messages), _config(model_config), size)
 
 

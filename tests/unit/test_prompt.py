@@ -21,10 +21,11 @@ from streams.domain.prompt_template import (
 )
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
+_NO_CONFIG: dict[str, Any] = {}
 
 
-def _compiled(messages: Any, config: Any = None) -> Prompt:
-    return compile_prompt(json.dumps(messages).encode(), json.dumps(config or {}).encode())
+def _compiled(messages: Any, config: Any = _NO_CONFIG) -> Prompt:
+    return compile_prompt(json.dumps(messages).encode(), json.dumps(config).encode())
 
 
 def _raws(values: dict[str, Any]) -> dict[str, Raw]:
@@ -265,8 +266,11 @@ def test_plain_templates_render_as_text_replacement_says(
         name: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)
         for name, v in variables.items()
     }
-    prompt = _compiled([{"role": "user", "content": text} for text in texts])
-    if prompt.sandboxed:  # such as "{{{a}}"
+    try:
+        prompt = _compiled([{"role": "user", "content": text} for text in texts])
+    except PromptError:  # such as "{{{a}}", which is Jinja2, and wrong
+        return
+    if prompt.sandboxed:
         return
     expected = [
         re.sub(r"\{\{\s*(\w+)\s*\}\}", lambda found: written[found[1]], text) for text in texts
