@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from openai import OpenAI
+from openai import OpenAI, RequestOptions
 from openai.types import Batch
 
 from tests.support.batches import Results
@@ -27,9 +27,14 @@ class Prompts:
         """A new prompt; its version 1 is published."""
         return self._post("/prompts", {"slug": slug, **version.as_request(), **fields})
 
-    def add(self, slug: str, version: Version) -> int:
-        """The number of a version that is added and not published."""
-        return int(self._post(f"/prompts/{slug}/versions", version.as_request())["version"])
+    def add(self, slug: str, version: Version, key: str | None = None) -> int:
+        """The number of a version that is added and not published. key: makes it idempotent."""
+        path = f"/prompts/{slug}/versions"
+        return int(self._post(path, version.as_request(), key)["version"])
+
+    def version(self, slug: str, number: int) -> JSON:
+        """One version."""
+        return cast(JSON, self._client.get(f"/prompts/{slug}/versions/{number}", cast_to=object))
 
     def publish(self, slug: str, version: int | None) -> JSON:
         """Publishes any version, or withdraws."""
@@ -52,8 +57,9 @@ class Prompts:
             if book.published[slug] != 1:
                 self.publish(slug, book.published[slug])
 
-    def _post(self, path: str, body: JSON) -> JSON:
-        return cast(JSON, self._client.post(path, cast_to=object, body=body))
+    def _post(self, path: str, body: JSON, key: str | None = None) -> JSON:
+        options: RequestOptions = {} if key is None else {"headers": {"Idempotency-Key": key}}
+        return cast(JSON, self._client.post(path, cast_to=object, body=body, options=options))
 
 
 def pins_shown(batch: Batch) -> dict[tuple[str, int], int]:
