@@ -6,6 +6,7 @@ Failure                exit 1
 ├── NotAuthorised      exit 3
 ├── ServerRefused      exit 1   (carries the server's status, code and param)
 ├── TransferFailed     exit 1
+├── Different          exit 1   (as `diff` ends; its other failures exit 2)
 ├── BatchEndedBadly    exit 4
 └── Interrupted        exit 130
 """
@@ -22,7 +23,7 @@ class Exit(IntEnum):
 
     #: All went well.
     OK = 0
-    #: The command failed.
+    #: The command failed; or, of `prompts diff`, the versions differ.
     FAILURE = 1
     #: The command line is wrong.
     USAGE = 2
@@ -36,7 +37,8 @@ class Exit(IntEnum):
 
 #: For `backhaul --help`.
 EXIT_CODES_HELP = (
-    "Exit codes: 0 ok, 1 failure, 2 wrong usage, 3 server not reachable or API key not accepted, "
+    "Exit codes: 0 ok, 1 failure (of `prompts diff`: the versions differ), 2 wrong usage, "
+    "3 server not reachable or API key not accepted, "
     "4 the batch ended badly (failed, expired, cancelled, or without one good line), "
     "130 stopped by Ctrl-C."
 )
@@ -91,6 +93,10 @@ class ServerRefused(Failure):
 
 class TransferFailed(Failure):
     """A file could not be sent or fetched whole."""
+
+
+class Different(Failure):
+    """What was compared differs; the differences were already shown."""
 
 
 class BatchEndedBadly(Failure):

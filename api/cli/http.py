@@ -85,6 +85,12 @@ class HTTP:
 
         Raises ServerUnreachable, NotAuthorised, ServerRefused.
         """
+        return self.judged(self.ask(method, path, body, headers))
+
+    def ask(
+        self, method: str, path: str, body: Json | None = None, headers: Mapping[str, str] = {}
+    ) -> Answer:
+        """The same, with the answer as it came, good or not. Raises ServerUnreachable."""
         data = None if body is None else msgspec.json.encode(body)
         extra = {**headers, "Content-Type": "application/json"} if data is not None else headers
         for remaining in range(TRIES - 1, -1, -1):
@@ -102,7 +108,7 @@ class HTTP:
             else:
                 retry_in = _retry_in(answer, pause)
                 if not remaining or retry_in is None:
-                    return self.judged(answer)
+                    return answer
                 pause = retry_in
             self._sleep(pause)
         raise AssertionError("unreachable")  # the last try returns or raises

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from api.cli.failure import EXIT_CODES_HELP, Exit, Failure, Interrupted
-from api.cli.terminal import console, out
+from api.cli.terminal import console, out, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,7 @@ COMMANDS = {
     "get": Place("api.cli.batches:get", "Show one batch."),
     "cancel": Place("api.cli.batches:cancel", "Cancel a batch."),
     "download": Place("api.cli.download:download", "Download a batch's output and error file."),
+    "prompts": Place("api.cli.prompts:app", "Stored prompts: make, change, show, publish."),
     "keys": Place("api.cli.keys:app", "API keys of tenants: create, list, revoke."),
     "topics": Place("api.cli.topics:app", "Kafka topics: create them, show drift."),
     "simulate": Place("api.cli.simulate:simulate", "Run a simulated model server.", raw=True),
@@ -90,10 +91,12 @@ def _tell(failure: Failure) -> Exit:
     to = console(stderr=True)
     if failure.message:
         stopped = failure.exit_code is Exit.INTERRUPTED
-        text = failure.message if stopped else f"Error: {failure.message}"
+        # A server's words may be in it.
+        said = printable(failure.message, lines=True)
+        text = said if stopped else f"Error: {said}"
         to.print(text, style="" if stopped else "red", markup=False, soft_wrap=True)
     if failure.remedy:
-        to.print(failure.remedy, markup=False, soft_wrap=True)
+        to.print(printable(failure.remedy, lines=True), markup=False, soft_wrap=True)
     return failure.exit_code
 
 

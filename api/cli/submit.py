@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
-import typer
 
+from api.cli import submit_options as opt
 from api.cli.client import Client
 from api.cli.failure import Misuse, ServerRefused
 from api.cli.http import Json
 from api.cli.options import APIKey, AsJSON, BaseURL, DataDir, Interval, client_for
+from api.cli.submit_prompt import job_from, prompt_file
 from api.cli.terminal import console, is_live, note, out, out_json
 from api.cli.view import size
 from api.cli.watch import watch_to_end
@@ -25,48 +25,56 @@ class _Line(msgspec.Struct):
 
 
 def submit(
-    file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="A JSONL file of requests.")
-    ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Watch the batch to its end.")] = False,
-    endpoint: Annotated[
-        str | None,
-        typer.Option("--endpoint", help="Default: the `url` of the file's first line."),
-    ] = None,
-    window: Annotated[
-        str, typer.Option("--window", help="Time that the batch may take, as the server allows.")
-    ] = "24h",
-    metadata: Annotated[
-        list[str] | None,
-        typer.Option("--metadata", metavar="KEY=VALUE", help="A note on the batch; repeatable."),
-    ] = None,
-    idempotency_key: Annotated[
-        str | None,
-        typer.Option(
-            "--idempotency-key", help="With the same input file id: the same batch, not another."
-        ),
-    ] = None,
-    input_file_id: Annotated[
-        str | None,
-        typer.Option("--input-file-id", help="Use a file that was uploaded before, not FILE."),
-    ] = None,
+    file: opt.File = None,
+    wait: opt.Wait = False,
+    endpoint: opt.BatchEndpoint = None,
+    window: opt.Window = "24h",
+    metadata: opt.Metadata = None,
+    idempotency_key: opt.IdempotencyKey = None,
+    input_file_id: opt.InputFileID = None,
+    prompt: opt.PromptSlug = None,
+    variables: opt.Variables = None,
+    rows_format: opt.RowsFormat = None,
+    id_column: opt.IDColumn = None,
+    keep_id: opt.KeepID = False,
+    prompt_version: opt.PromptVersion = None,
+    model: opt.Model = None,
+    save: opt.Save = None,
     interval: Interval = 1.0,
     as_json: AsJSON = False,
     base_url: BaseURL = None,
     api_key: APIKey = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Upload FILE and create a batch on it.
+    """Upload FILE, or lines made from a stored prompt, and create a batch.
 
     Prints the batch's id (with --json the Batch object; with --wait --json each change of it).
+
     With --wait the exit code is 4 if the batch ended badly.
+
+    For a stored prompt: backhaul submit --prompt summarize --variables rows.csv
     """
     notes = _metadata(metadata or [])
-    if (file is None) == (input_file_id is None):
-        raise Misuse("Give either FILE or --input-file-id.")
-    endpoint = endpoint or _endpoint_of(file)
+    if [file, input_file_id, prompt].count(None) != 2:
+        raise Misuse("Give one of FILE, --input-file-id and --prompt.")
+    job = job_from(
+        prompt,
+        variables,
+        rows_format=rows_format,
+        id_column=id_column,
+        keep_id=keep_id,
+        version=prompt_version,
+        model=model,
+        endpoint=endpoint,
+        save=save,
+    )
+    endpoint = endpoint or ("" if job else _endpoint_of(file))
     with client_for(base_url, api_key, data_dir) as client:
-        file_id = input_file_id or (_upload(client, file) if file else "")
+        if job is not None:
+            with prompt_file(client, job) as (path, endpoint):
+                file_id = _upload(client, path)
+        else:
+            file_id = input_file_id or (_upload(client, file) if file else "")
         batch = _create(client, file_id, endpoint, window, notes, idempotency_key)
         batch_id = str(batch.get("id"))
         if not wait:
