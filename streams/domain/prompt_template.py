@@ -1,74 +1,83 @@
-"""Templates of stored prompts: plain ones are taken apart here, others go to the sandbox.
+"""The template language of stored prompts, and its fast half: text with `{{name}}` in it.
 
-A plain template is text and `{{name}}`. It is kept as parts, which the hot path joins; whatever
-else begins with `{{`, `{%` or `{#` is Jinja2 and is judged by domain.prompt_sandbox. Both mean
-the same where both apply: line ends become "\\n", and a value's text is text_of() of it.
+    parse_template(source)  ->  Template
+        parts: text, Variable, text, …     a plain template, spliced by its user
+        parts: None                        anything else that is allowed: the sandbox renders it
+
+    RenderError
+     ├─ RenderFailed      the variables don't fit the template
+     ├─ RenderTooLarge    the rendered text is larger than MAX_RENDERED_BYTES
+     └─ RenderTimeout     rendering took too much time or memory
+
+Both halves agree where both apply: the same names, the same text for each value. Jinja2 is
+imported only for templates that are not plain.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
-#: Bytes of one template, and of all texts of one version together.
+#: The largest source of one template, in UTF-8.
 MAX_SOURCE_BYTES = 64 * 1024
-#: Bytes of one rendered prompt.
+#: The largest rendered text, in UTF-8.
 MAX_RENDERED_BYTES = 4 << 20
-#: Longest name of a variable, in characters.
+#: The longest name of a variable.
 MAX_NAME_CHARS = 128
 
-_PLACEHOLDER = re.compile(r"\{\{[ \t\n]*([A-Za-z_][A-Za-z0-9_]*)[ \t\n]*\}\}", re.ASCII)
-_OPENING = re.compile(r"\{[{%#]")
-_NEWLINE = re.compile(r"\r\n|\r")
-#: Names that mean something else in Jinja2: templates with them are left to it, or refused.
-_NOT_NAMES = frozenset(
-    "true false none True False None not and or if else elif in is for endfor endif block "
-    "extends print macro include from import set with autoescape call filter recursive "
-    "self super caller varargs kwargs loop".split()
+#: Words that are no variables: operators of the template language, and what Jinja2 itself puts
+#: into a template's scope. Constants (true, none, …) are the sandbox's.
+RESERVED = frozenset(
+    {"and", "or", "not", "in", "is", "if", "else"}
+    | {"self", "super", "caller", "varargs", "kwargs", "loop"}
 )
+_CONSTANTS = frozenset({"true", "false", "none", "True", "False", "None"})
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_NEWLINE = re.compile(r"\r\n?")
+_TAG = re.compile(r"\{\{[ \t\n]*([A-Za-z_][A-Za-z0-9_]*)[ \t\n]*\}\}|\{[{%#]", re.ASCII)
 
 
 class TemplateError(ValueError):
-    """The template can't be used. `message` is for its author and is never logged."""
+    """The template can't be used. `message` is for its owner; str() holds no text of theirs."""
 
     def __init__(self, message: str, line: int | None = None) -> None:
-        super().__init__("bad template")
-        self.message = message
+        super().__init__("the template is refused" if line is None else f"refused at line {line}")
+        self.message = message if line is None else f"Line {line}: {message}"
         self.line = line
 
 
 class RenderError(Exception):
-    """The template could not be rendered with these variables. Carries nothing of either."""
+    """The template was not rendered. Never carries text of a caller."""
 
 
-class RenderFailed(RenderError):  # noqa: N818 - it is what happened
-    """An operation of the template does not work with the values given."""
+class RenderFailed(RenderError):
+    """The variables don't fit: one is missing, null, or of a type that the template can't use."""
 
 
-class RenderTooLarge(RenderError):  # noqa: N818 - it is what happened
-    """The rendered text is above MAX_RENDERED_BYTES."""
+class RenderTooLarge(RenderError):
+    """The rendered text is larger than allowed."""
 
 
-class RenderTimeout(RenderError):  # noqa: N818 - it is what happened
-    """Rendering took too much time or memory."""
+class RenderTimeout(RenderError):
+    """Rendering took more time or memory than allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A placeholder."""
+    """The place of a variable's text."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A template found good.
+    """A template that may be used.
 
-    source: with normalised line ends. parts: texts and variables in order; None where only the
-    sandbox can render it. variables: all names it reads; required: those that must be given;
-    not_null: those that must not be null.
+    source: with `\\n` for every line break. parts: None if only the sandbox can render it.
+    variables: all that it reads; required: those that must be given; not_null: those that, if
+    given, must not be null.
     """
 
     source: str
@@ -79,46 +88,79 @@ class Template:
 
 
 def parse_template(source: str) -> Template:
-    """Judges a template and takes a plain one apart. Raises TemplateError."""
-    if len(source.encode("utf-8", "surrogatepass")) > MAX_SOURCE_BYTES:
-        raise TemplateError(f"A template may have at most {MAX_SOURCE_BYTES} bytes.")
-    source = _NEWLINE.sub("\n", source)
+    """What a template's source means. Raises TemplateError."""
+    source = _normalised(source)
     parts = _plain_parts(source)
-    if parts is not None:
-        names = frozenset(part.name for part in parts if isinstance(part, Variable))
-        return Template(source, parts, names, names, names)
-    # Jinja2 is imported only where a template needs it.
-    from streams.domain.prompt_sandbox import analyse  # noqa: PLC0415
+    if parts is None:
+        # Here, because most templates are plain and their users then never load Jinja2.
+        from streams.domain.prompt_sandbox import analyse  # noqa: PLC0415
 
-    found = analyse(source)
-    return Template(source, None, found.variables, found.required, found.not_null)
+        found = analyse(source)
+        return Template(source, None, found.variables, found.required, found.not_null)
+    names = frozenset(part.name for part in parts if isinstance(part, Variable))
+    return Template(source, parts, names, names, names)
 
 
-def text_of(value: object) -> str:
-    """A value's text: a string as it is, others as JSON. Raises ValueError where it has none."""
+def text_of(value: Any) -> str:
+    """The text of a JSON value: a string as it is, anything else as JSON.
+
+    Raises ValueError for null and for what JSON can't say (NaN, infinities, endless nesting).
+    """
     if isinstance(value, str):
         return value
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError("no text")
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if value is None:
+        raise ValueError("null has no text")
+    return json_of(value)
+
+
+def json_of(value: Any) -> str:
+    """The value as JSON. Raises ValueError."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError("not a JSON value") from None
+
+
+def check_name(name: str, line: int | None) -> None:
+    """Raise TemplateError if no variable may be called that."""
+    shown = name if len(name) <= MAX_NAME_CHARS else f"{name[:20]}…"
+    if not _NAME.fullmatch(name):
+        message = f"'{shown}' is not a name: use letters a to z, digits and underscores."
+    elif len(name) > MAX_NAME_CHARS:
+        message = f"the name '{shown}' is longer than {MAX_NAME_CHARS} characters."
+    elif name.startswith("_"):
+        message = f"names must not begin with an underscore, as '{shown}' does."
+    elif name in RESERVED:
+        message = f"'{shown}' is a word of the template language; call the variable otherwise."
+    else:
+        return
+    raise TemplateError(message, line)
+
+
+def _normalised(source: str) -> str:
+    try:
+        size = len(source.encode())
+    except UnicodeEncodeError:
+        raise TemplateError("The template is not valid Unicode (half a surrogate pair).") from None
+    if size > MAX_SOURCE_BYTES:
+        message = f"The template has {size} bytes; at most {MAX_SOURCE_BYTES} are allowed."
+        raise TemplateError(message)
+    return _NEWLINE.sub("\n", source)
 
 
 def _plain_parts(source: str) -> tuple[str | Variable, ...] | None:
-    """The parts of a plain template; None if it is more than that."""
+    """The parts of a plain template; None if it isn't one."""
     parts: list[str | Variable] = []
-    at = 0
-    while (opening := _OPENING.search(source, at)) is not None:
-        found = _PLACEHOLDER.match(source, opening.start())
-        if found is None or not _is_plain_name(found[1]):
+    position = 0
+    for tag in _TAG.finditer(source):
+        name = tag[1]
+        if name is None or name in _CONSTANTS:
             return None
-        if found.start() > at:
-            parts.append(source[at : found.start()])
-        parts.append(Variable(found[1]))
-        at = found.end()
-    if at < len(source):
-        parts.append(source[at:])
+        check_name(name, source.count("\n", 0, tag.start(1)) + 1)
+        if tag.start() > position:
+            parts.append(source[position : tag.start()])
+        parts.append(Variable(name))
+        position = tag.end()
+    if position < len(source):
+        parts.append(source[position:])
     return tuple(parts)
-
-
-def _is_plain_name(name: str) -> bool:
-    return name not in _NOT_NAMES and not name.startswith("_") and len(name) <= MAX_NAME_CHARS
