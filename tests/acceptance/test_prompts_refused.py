@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from tests.support.prompt_api import Prompts, check_bodies, error_codes
 from tests.support.prompt_world import (
     MARK,
     PromptWorld,
+    dead_letters,
     leaks,
     prompt_world,
     run_of,
@@ -217,7 +217,8 @@ def test_lines_that_can_not_be_rendered_stand_in_the_error_file_with_their_codes
 
 def test_no_log_metric_or_dead_letter_header_has_anything_of_all_this(world: PromptWorld) -> None:
     """The last test of this module: it looks at what all the others left behind."""
-    asyncio.run(send_garbage(world, BATCH_COMMAND.name, MARK.encode()))
+    send_garbage(world, BATCH_COMMAND.name, MARK.encode())
+    eventually_sync(lambda: dead_letters(world), 30, "a record that nobody can read is buried")
     with world.client() as client:
         batch = submit_mixed(client, [prompt_line("last", "summarize", {}, prompt_version=2)])
         assert wait_for_end(client, batch.id, within_s=60).status == "failed"

@@ -18,7 +18,8 @@ from uuid import uuid4
 
 import psutil
 import yaml
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
 from openai import OpenAI
 from openai.types import Batch
 
@@ -113,8 +114,7 @@ def leaks(world: PromptWorld, mark: str = MARK) -> list[str]:
     pages = metrics_pages(world.stack)
     assert pages, "there must be metrics to look at"
     found += [url for url, page in pages.items() if mark in page]
-    headers = asyncio.run(_dead_letter_headers(world))
-    return found + [topic for topic, text in headers if mark in text]
+    return found + [topic for topic, text in dead_letters(world) if mark in text]
 
 
 def metrics_pages(stack: Stack) -> dict[str, str]:
@@ -133,20 +133,24 @@ def metrics_pages(stack: Stack) -> dict[str, str]:
     return pages
 
 
-async def _dead_letter_headers(world: PromptWorld) -> list[tuple[str, str]]:
-    """(topic, its header) of every dead letter of the stack."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=world.stack.info["kafka"])
+def dead_letters(world: PromptWorld) -> list[tuple[str, str]]:
+    """(topic, header) for each header of every dead letter of the stack."""
+    return asyncio.run(_headers(world))
+
+
+async def _headers(world: PromptWorld) -> list[tuple[str, str]]:
+    admin = AIOKafkaAdminClient(bootstrap_servers=world.stack.info["kafka"])
+    await admin.start()
+    try:
+        names = [n for n in await admin.list_topics() if n.startswith(world.topic_prefix)]
+    finally:
+        await admin.close()
+    topics = [name for name in names if name.endswith(DLQ_SUFFIX)]
+    assert topics, "there must be dead-letter topics to look at"
+    consumer = AIOKafkaConsumer(*topics, bootstrap_servers=world.stack.info["kafka"])
     await consumer.start()
     try:
-        names = [name for name in await consumer.topics() if name.startswith(world.topic_prefix)]
-        partitions = [
-            TopicPartition(name, number)
-            for name in names
-            if name.endswith(DLQ_SUFFIX)
-            for number in consumer.partitions_for_topic(name) or ()
-        ]
-        assert partitions, "there must be dead-letter topics to look at"
-        consumer.assign(partitions)
+        partitions = list(consumer.assignment())
         await consumer.seek_to_beginning(*partitions)
         ends = await consumer.end_offsets(partitions)
         found: list[tuple[str, str]] = []
@@ -162,8 +166,12 @@ async def _dead_letter_headers(world: PromptWorld) -> list[tuple[str, str]]:
         await consumer.stop()
 
 
-async def send_garbage(world: PromptWorld, topic: str, value: bytes) -> None:
+def send_garbage(world: PromptWorld, topic: str, value: bytes) -> None:
     """Puts a record that nobody can read on a topic of the stack."""
+    asyncio.run(_send(world, topic, value))
+
+
+async def _send(world: PromptWorld, topic: str, value: bytes) -> None:
     producer = AIOKafkaProducer(bootstrap_servers=world.stack.info["kafka"])
     await producer.start()
     try:
