@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import random
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import OpenAI
 
 from tests.support.batches import chat_line, check_conservation, results_of, wait_for_end
-from tests.support.prompt_api import Prompts, check_bodies, pins_shown, unused_shown
+from tests.support.prompt_api import Prompts, check_bodies, exact, pins_shown, unused_shown
 from tests.support.prompt_world import (
     MARK,
     PromptWorld,
@@ -21,6 +24,7 @@ from tests.support.prompt_world import (
     wait_until_in_mid_batch,
 )
 from tests.support.prompts import (
+    CHAT,
     RESPONSES,
     Book,
     Version,
@@ -29,6 +33,7 @@ from tests.support.prompts import (
     prompt_line,
     responses_lines,
 )
+from tests.support.stack import BACKHAUL
 
 pytestmark = pytest.mark.kafka
 
@@ -187,6 +192,38 @@ def test_a_version_published_right_before_create_is_the_one_that_is_used(
         assert pins_shown(ended) == {(slug, number): 3}
         shelf.published[slug] = number
         check_bodies(world.recorded, shelf, lines, f"{run}-{number}-")
+
+
+def test_rows_become_a_batch_by_the_route_and_by_the_command(
+    client: OpenAI, prompts: Prompts, world: PromptWorld, tmp_path: Path
+) -> None:
+    run, slug = run_of("rows"), run_of("slug")
+    version = Version([{"role": "user", "content": f"{run} {{{{ text }}}}"}], {"model": "sim"})
+    prompts.create(slug, version)
+    rows = [{"id": f"{run}-{n}", "text": f'row {n}, "{n}"'} for n in range(40)]
+    made = prompts.batch_from(slug, rows[:20], id_column="id")
+    by_route = wait_for_end(client, made, within_s=60)
+
+    with (tmp_path / "rows.csv").open("w", newline="") as table:
+        writer = csv.DictWriter(table, ["id", "text"])
+        writer.writeheader()
+        writer.writerows(rows[20:])
+    command = [BACKHAUL, "submit", "--prompt", slug, "--variables", str(tmp_path / "rows.csv")]
+    where = ["--base-url", world.stack.base_url, "--api-key", world.stack.api_key]
+    done = subprocess.run(
+        [*command, "--id-column", "id", "--wait", *where], capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    by_command = next(iter(client.batches.list(limit=1)))
+
+    sent = sorted(exact(body) for body in world.recorded.with_text(run))
+    assert sent == sorted(exact(version.body(CHAT, {"variables": row})) for row in rows)
+    for ended, part in ((by_route, rows[:20]), (by_command, rows[20:])):
+        assert ended.status == "completed", ended.errors
+        assert pins_shown(ended) == {(slug, 1): 20}
+        assert unused_shown(ended) is None
+        results = results_of(client, ended)
+        assert [line["custom_id"] for line in results.output] == [row["id"] for row in part]
 
 
 def test_no_log_metric_or_dead_letter_header_has_anything_of_all_this(world: PromptWorld) -> None:

@@ -11,7 +11,7 @@ import pytest
 from openai import OpenAI
 from openai.types import Batch
 
-from schemas.topics import BATCH_COMMAND
+from schemas.topics import BATCH_COMMAND, PROMPT
 from tests.support.batches import check_conservation, results_of, wait_for_end
 from tests.support.prompt_api import Prompts, check_bodies, error_codes
 from tests.support.prompt_world import (
@@ -217,7 +217,8 @@ def test_lines_that_can_not_be_rendered_stand_in_the_error_file_with_their_codes
 
 def test_no_log_metric_or_dead_letter_header_has_anything_of_all_this(world: PromptWorld) -> None:
     """The last test of this module: it looks at what all the others left behind."""
-    send_garbage(world, BATCH_COMMAND.name, MARK.encode())
+    for topic in (BATCH_COMMAND, PROMPT):
+        send_garbage(world, topic.name, MARK.encode())
     eventually_sync(lambda: dead_letters(world), 30, "a record that nobody can read is buried")
     with world.client() as client:
         batch = submit_mixed(client, [prompt_line("last", "summarize", {}, prompt_version=2)])

@@ -48,6 +48,11 @@ class Prompts:
         """Deletes it."""
         self._client.delete(f"/prompts/{slug}", cast_to=object)
 
+    def batch_from(self, slug: str, rows: Sequence[JSON], **fields: Any) -> str:
+        """The id of a batch that the server makes from rows of variables."""
+        body = {"slug": slug, "variables": rows, **fields}
+        return str(self._post("/batches/from-prompt", body)["id"])
+
     def make(self, book: Book) -> None:
         """Makes the registry hold what the book says."""
         for slug, versions in book.versions.items():
@@ -95,6 +100,10 @@ class Recorded:
                     body = json.loads(line["body"], object_pairs_hook=_once)
                     found[key].append((line["path"], body))
         return dict(found)
+
+    def with_text(self, text: str) -> list[JSON]:
+        """The bodies that no key names and that hold this text somewhere, in any order."""
+        return [body for _, body in self.by_key().get("", []) if text in json.dumps(body)]
 
 
 def _once(pairs: Sequence[tuple[str, Any]]) -> JSON:
