@@ -144,7 +144,8 @@ class _InputText(msgspec.Struct, tag_field="type", tag="input_text"):
     text: str
 
 
-_Typed = msgspec.defstruct("_Typed", [("type", str, "")])
+class _Typed(msgspec.Struct):
+    type: str = ""
 
 
 def _input_text(raw: Raw, param: str) -> Raw:
