@@ -14,6 +14,7 @@ from msgspec import Raw
 
 from streams.domain.prompt import Prompt, compile_prompt
 from streams.domain.prompt_request import prompt_use
+from streams.domain.prompt_sandbox import Sandbox
 from tests.support.prompt_api import exact
 from tests.support.prompts import (
     CHAT,
@@ -26,6 +27,7 @@ from tests.support.prompts import (
 )
 
 BOOK = book()
+SANDBOX = Sandbox()
 
 
 class _Line(msgspec.Struct):
@@ -42,17 +44,19 @@ def sent(prompt: Prompt, endpoint: str, line: bytes) -> Any:
     use = prompt_use(fields, endpoint)
     assert use is not None
     assert prompt.refusal(use.variables) is None
-    return json.loads(prompt.body(endpoint, fields, use.variables))
+    values = {name: json.loads(bytes(raw)) for name, raw in use.variables.items()}
+    texts = [json.dumps(SANDBOX.render(text, values)).encode() for text in prompt.sandboxed]
+    return json.loads(prompt.body(endpoint, fields, use.variables, texts))
 
 
 @pytest.mark.parametrize("endpoint", [CHAT, RESPONSES])
-def test_plain_lines_of_every_kind_become_what_the_rules_say(endpoint: str) -> None:
+def test_lines_of_every_kind_become_what_the_rules_say(endpoint: str) -> None:
     make = mixed_lines if endpoint == CHAT else responses_lines
     lines = make("r", 1_000, random.Random(1))
     checked = 0
     for line, raw in zip(lines, mixed_jsonl(lines).split(b"\n"), strict=False):
         pin = BOOK.pin_of(line)
-        if pin is None or BOOK.versions[pin[0]][pin[1] - 1].by_hand is not None:
+        if pin is None:
             continue
         prompt = compiled(BOOK.versions[pin[0]][pin[1] - 1])
         assert exact(sent(prompt, endpoint, raw)) == exact(BOOK.body(line))
