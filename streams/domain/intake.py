@@ -3,7 +3,8 @@
     Intake(rules).feed(chunk) ... feed(chunk).finish()  ->  Accepted | Refused
 
 The verdict depends on the bytes alone, never on how they were cut into chunks. Memory: one block
-of lines, 16 bytes of plan and about 130 bytes of custom-id hash a line, whatever the file holds.
+of lines, 16 bytes of plan and about 130 bytes of custom-id hash a line, and the stored prompts
+that lines use, whatever the file holds.
 
 - Lines end in LF or CRLF; a byte order mark at the start is skipped.
 - Blank lines at the end are ignored (up to MAX_BLANK_LINES), others are errors.
@@ -20,8 +21,9 @@ from dataclasses import dataclass
 import msgspec
 
 from schemas.errors import ValidationCode
-from schemas.records import BatchError
+from schemas.records import BatchError, PinnedPrompt
 from streams.domain import intake_lines as lines
+from streams.domain.intake_prompts import Pinned, Pins, Resolve, Variables, knows_none
 from streams.domain.plan import PlanBuilder
 
 #: Entries of errors.data[]; one more says how many were left out.
@@ -45,10 +47,11 @@ _NULL = msgspec.Raw(b"null")
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What an input file is held against. Sizes are bytes."""
+    """What an input file is held against. Sizes are bytes; prompts: those of the tenant."""
 
     endpoint: str
     serves: Callable[[str], bool]
+    prompts: Resolve = knows_none
     max_lines: int = 50_000
     max_line_bytes: int = 4 << 20
     max_file_bytes: int = 200 << 20
@@ -56,12 +59,16 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The file is good. plan: the plan object's bytes; models: in the order of its numbers."""
+    """The file is good. plan: the plan object's bytes; models, prompts: in the order of its
+    numbers."""
 
     plan: bytes
     total: int
     models: tuple[str, ...]
     estimated_input_tokens: int
+    prompts: tuple[PinnedPrompt, ...] = ()
+    #: Lines with a variable that their prompt doesn't read.
+    unused_variables: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +87,8 @@ class Intake:
         self._decode = lines.decoder(rules.endpoint)
         self._counts_inputs = rules.endpoint == "/v1/embeddings"
         self._plan = PlanBuilder()
-        self._models: dict[str, int] = {}
+        self._models: dict[str | None, int] = {}
+        self._pins = Pins(rules.prompts)
         #: 64-bit hash of each custom_id -> row; a false alarm in 50,000 ids is one in 10^10.
         self._seen: dict[int, int] = {}
         self._errors: list[BatchError] = []
@@ -96,7 +104,8 @@ class Intake:
         self._blank = 0
         #: Embedding inputs so far.
         self.inputs = 0
-        self._line_bytes = 0
+        #: Of the lines so far, with the texts of their prompts.
+        self._input_bytes = 0
         #: Reading on can't change the verdict.
         self.stopped = False
 
@@ -122,8 +131,14 @@ class Intake:
             self._stop(ValidationCode.TOO_MANY_REQUESTS, message)
         if self._errors or self._whole:
             return Refused((*self._errors, *self._not_shown(), *self._whole))
-        tokens = -(-self._line_bytes // _BYTES_PER_TOKEN)
-        return Accepted(self._plan.build(), self._row, tuple(self._models), tokens)
+        return Accepted(
+            self._plan.build(self._pins.encoded()),
+            self._row,
+            tuple(name for name in self._models if name is not None),
+            -(-self._input_bytes // _BYTES_PER_TOKEN),
+            self._pins.pinned(),
+            self._pins.unused_variables(),
+        )
 
     def _feed(self, chunk: bytes) -> None:
         if self._tail_bytes and not self._tail:
@@ -167,7 +182,7 @@ class Intake:
         """The hot loop: what is usual is done here, everything else in _take_unusual()."""
         decode, models, seen, plan = self._decode, self._models, self._seen, self._plan.add
         longest, most = self._rules.max_line_bytes, self._rules.max_lines
-        counts_inputs = self._counts_inputs
+        counts_inputs, find = self._counts_inputs, self._pins.find
         for line in found:
             length = len(line) - (has_cr and line.endswith(b"\r"))
             row = self._row
@@ -176,13 +191,17 @@ class Intake:
                     line.decode()
                 parsed = decode(line)
                 body = parsed.body
-                number = models[body.model]
+                if body.slug is None and body.form is None:
+                    pinned, number = None, models[body.model]
+                else:
+                    pinned, given = find(body)
+                    number = models[body.model or pinned.model]
             except _UNUSUAL:
                 self._take_unusual(line, length)
             else:
                 if (
                     body.stream
-                    or body.needed == _NULL
+                    or (pinned is None and body.needed == _NULL)
                     or length > longest
                     or row >= most
                     or self._blank
@@ -190,11 +209,13 @@ class Intake:
                     self._take_unusual(line, length)
                 elif seen.setdefault(hash(parsed.custom_id), row) != row:
                     self._add_duplicate(parsed.custom_id)
+                elif pinned is not None:
+                    self._add_prompted(length, number, pinned, given)
                 else:
                     if counts_inputs:
                         self.inputs += lines.count_inputs(body.needed)
                     plan(self._offset, length, number)
-                    self._line_bytes += length
+                    self._input_bytes += length
                     self._row = row + 1
             if self.stopped:
                 return
@@ -218,22 +239,32 @@ class Intake:
 
     def _accept(self, line: bytes, length: int) -> None:
         """Plans the line. Raises LineError with what is wrong with it."""
-        lines.judge(line, self._rules.endpoint)
-        try:
-            parsed = self._decode(line)
-        except _REFUSALS as error:
-            raise lines.unparseable() from error
-        number = self._number(parsed.body.model)
-        if self._seen.setdefault(hash(parsed.custom_id), self._row) != self._row:
-            self._add_duplicate(parsed.custom_id)
-            return
-        if self._counts_inputs:
-            self.inputs += lines.count_inputs(parsed.body.needed)
-        self._plan.add(self._offset, length, number)
-        self._line_bytes += length
+        judged = lines.judge(line, self._rules.endpoint)
+        use = judged.use
+        pinned = None if use is None else self._pins.pin(use)
+        number = self._number(judged.model or (pinned.model if pinned else None))
+        if self._seen.setdefault(hash(judged.custom_id), self._row) != self._row:
+            self._add_duplicate(judged.custom_id)
+        elif use is not None and pinned is not None:
+            self._add_prompted(length, number, pinned, use.variables)
+        else:
+            if self._counts_inputs:
+                self.inputs += lines.count_inputs(judged.needed)
+            self._plan.add(self._offset, length, number)
+            self._input_bytes += length
+            self._row += 1
+
+    def _add_prompted(
+        self, length: int, number: int, pinned: Pinned, given: Variables | None
+    ) -> None:
+        pinned.count(given)
+        self._plan.add(self._offset, length, number, pinned.number)
+        self._input_bytes += length + pinned.size_bytes
         self._row += 1
 
-    def _number(self, model: str) -> int:
+    def _number(self, model: str | None) -> int:
+        if model is None:
+            raise lines.model_required()
         if model not in self._models:
             if not self._rules.serves(model):
                 raise lines.model_not_found(model)

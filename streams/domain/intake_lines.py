@@ -13,12 +13,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import msgspec
 from msgspec import Raw
 
 from schemas.errors import ValidationCode
+from streams.domain.prompt_request import (
+    PROMPT_ENDPOINTS,
+    PromptUse,
+    UseError,
+    prompt_use,
+)
 
 #: Longest custom_id, in characters. It is repeated in the output, so it must have an end.
 MAX_CUSTOM_ID_CHARS = 512
@@ -28,6 +34,10 @@ MAX_MODEL_CHARS = 256
 BLANK = b" \t\r"
 #: Values of the caller's in messages are cut to this many characters.
 _SHOWN_CHARS = 80
+#: Messages made elsewhere are cut to this many.
+_MESSAGE_CHARS = 300
+#: Where a body's `prompt` may name a stored prompt.
+_FORM_ENDPOINT = "/v1/responses"
 #: An input list with more commas is estimated, because reading it costs 60 bytes an item.
 _MAX_COMMAS = 200_000
 _NULL = Raw(b"null")
@@ -63,12 +73,27 @@ class LineError(Exception):
         self.param = param
 
 
-class ParsedBody(Protocol):
-    """The parts of a body that intake looks at; `needed` is messages, input or prompt."""
+class ParsedForm(Protocol):
+    """The `prompt` of a /v1/responses body, which names a stored prompt."""
 
-    model: str
+    id: str
+    version: int | str | None
+    variables: dict[str, Raw] | None
+
+
+class ParsedBody(Protocol):
+    """The parts of a body that intake looks at; `needed` is messages, input or prompt.
+
+    slug, version, variables: what names a stored prompt, or all None; form: another way to.
+    """
+
+    model: str | None
     needed: Raw
     stream: bool | None
+    slug: str | None
+    version: int | None
+    variables: dict[str, Raw] | None
+    form: ParsedForm | None
 
 
 class ParsedLine(Protocol):
@@ -83,23 +108,17 @@ def decoder(path: str) -> Callable[[bytes], ParsedLine]:
     """Reads a line of this endpoint, and raises for nearly everything that can be wrong with it.
 
     Left to the caller, who does them once a block or with a look-up: UTF-8 of what is not read,
-    `stream`, a `needed` of null, the model, the repeated custom_id.
+    `stream`, a `needed` of null, a stored prompt, the model, the repeated custom_id. It also
+    raises for some good lines, such as one with messages and `variables` of another meaning.
     """
     text = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_CUSTOM_ID_CHARS)]
-    model = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_MODEL_CHARS)]
-    needed = msgspec.field(name=ENDPOINTS[path].needed)
-    body = msgspec.defstruct(
-        "Body",
-        [("model", model), ("needed", Raw, needed), ("stream", bool | None, None)],
-        gc=False,
-    )
     line = msgspec.defstruct(
         "Line",
         [
             ("custom_id", text),
             ("method", Literal["POST"]),
             ("url", Literal[path]),
-            ("body", body),
+            ("body", _body_type(path)),
         ],
         gc=False,
     )
@@ -107,18 +126,60 @@ def decoder(path: str) -> Callable[[bytes], ParsedLine]:
     return decode
 
 
+def _body_type(path: str) -> type[msgspec.Struct]:
+    model = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_MODEL_CHARS)]
+    needed = msgspec.field(name=ENDPOINTS[path].needed, default=_NULL)
+    takes_prompts = path in PROMPT_ENDPOINTS
+    slug: Any = str | None if takes_prompts else None
+    fields: list[Any] = [
+        ("model", model | None, None),
+        ("needed", Raw, needed),
+        ("stream", bool | None, None),
+        ("slug", slug, msgspec.field(name="prompt_slug", default=None)),
+    ]
+    others: dict[str, Any] = {"version": None, "variables": None, "form": None}
+    if takes_prompts:
+        del others["version"], others["variables"]
+        fields += [
+            ("variables", dict[str, Raw] | None, None),
+            ("version", int | None, msgspec.field(name="prompt_version", default=None)),
+        ]
+    if path == _FORM_ENDPOINT:
+        del others["form"]
+        fields.append(("form", _Form | None, msgspec.field(name="prompt", default=None)))
+    return msgspec.defstruct("Body", fields, namespace=others, gc=False)
+
+
+class _Form(msgspec.Struct, gc=False):
+    id: str
+    version: int | str | None = None
+    variables: dict[str, Raw] | None = None
+
+
 def is_null(raw: Raw) -> bool:
     """Whether it is a plain null."""
     return raw == _NULL
 
 
-def shown(value: str) -> str:
+def shown(value: str, chars: int = _SHOWN_CHARS) -> str:
     """A caller's value, cut for a message."""
-    return value if len(value) <= _SHOWN_CHARS else value[: _SHOWN_CHARS - 1] + "…"
+    return value if len(value) <= chars else value[: chars - 1] + "…"
 
 
-def judge(line: bytes, path: str) -> None:
-    """Raises LineError with the first thing wrong with the line; a good one passes."""
+class Judged(NamedTuple):
+    """A line in which nothing is wrong by itself; `use`: the stored prompt that it names."""
+
+    custom_id: str
+    model: str | None
+    needed: Raw
+    use: PromptUse | None
+
+
+def judge(line: bytes, path: str) -> Judged:
+    """Raises LineError with the first thing wrong with the line.
+
+    Left to the caller: whether model and prompt exist, and the repeated custom_id.
+    """
     fields = _object(line)
     for name in ("custom_id", "method", "url", "body"):
         if is_null(getattr(fields, name)):
@@ -127,7 +188,8 @@ def judge(line: bytes, path: str) -> None:
                 f"Missing required parameter: '{name}'.",
                 name,
             )
-    _judge_custom_id(_text(fields.custom_id, "custom_id"))
+    custom_id = _text(fields.custom_id, "custom_id")
+    _judge_custom_id(custom_id)
     method = _text(fields.method, "method")
     if method != "POST":
         message = f"Invalid method '{shown(method)}': only 'POST' is supported."
@@ -135,13 +197,18 @@ def judge(line: bytes, path: str) -> None:
     if _text(fields.url, "url") != path:
         message = "The URL provided for this request does not match the batch endpoint."
         raise LineError(ValidationCode.INVALID_URL, message, "url")
-    _judge_body(fields.body, ENDPOINTS[path])
+    return Judged(custom_id, *_judge_body(fields.body, ENDPOINTS[path]))
 
 
 def model_not_found(model: str) -> LineError:
     """No upstream serves the model."""
     message = f"The provided model '{shown(model)}' is not supported by the Batch API."
     return LineError(ValidationCode.MODEL_NOT_FOUND, message, "body.model")
+
+
+def model_required() -> LineError:
+    """Neither the line nor its prompt names a model."""
+    return _required("model")
 
 
 def unparseable() -> LineError:
@@ -174,6 +241,9 @@ class _BodyFields(msgspec.Struct):
     input: Raw = _NULL
     prompt: Raw = _NULL
     stream: Raw = _NULL
+    prompt_slug: Raw = _NULL
+    prompt_version: Raw = _NULL
+    variables: Raw = _NULL
 
 
 def _object(line: bytes) -> _Fields:
@@ -201,22 +271,36 @@ def _judge_custom_id(custom_id: str) -> None:
         raise LineError(ValidationCode.INVALID_REQUEST, message, "custom_id")
 
 
-def _judge_body(raw: Raw, endpoint: Endpoint) -> None:
+def _judge_body(raw: Raw, endpoint: Endpoint) -> tuple[str | None, Raw, PromptUse | None]:
     try:
         body = msgspec.json.decode(raw, type=_BodyFields)
     except msgspec.ValidationError as error:
         message = "Invalid type for 'body': expected an object."
         raise LineError(ValidationCode.INVALID_REQUEST, message, "body") from error
-    if is_null(body.model) or not (name := _text(body.model, "body.model")):
-        raise _required("model")
-    if len(name) > MAX_MODEL_CHARS:
-        raise model_not_found(name)
-    if is_null(getattr(body, endpoint.needed)):
+    model = None if is_null(body.model) else _text(body.model, "body.model")
+    if model is not None and len(model) > MAX_MODEL_CHARS:
+        raise model_not_found(model)
+    use = _prompt_use(body, endpoint)
+    if model == "" or (model is None and use is None):
+        raise model_required()
+    needed: Raw = getattr(body, endpoint.needed)
+    if use is None and is_null(needed):
         raise _required(endpoint.needed)
     # Anything but a plain false is refused, because some upstreams take "true" or 1 for true.
     if bytes(body.stream) not in (b"null", b"false"):
         message = f"{endpoint.name}: Streaming is not supported in the Batch API."
         raise LineError(ValidationCode.STREAMING_UNSUPPORTED, message, "body.stream")
+    return model, needed, use
+
+
+def _prompt_use(body: _BodyFields, endpoint: Endpoint) -> PromptUse | None:
+    fields = {name: getattr(body, name) for name in body.__struct_fields__}
+    try:
+        return prompt_use(fields, endpoint.path)
+    except UseError as error:
+        # Both may hold the name of a variable, which has no end.
+        message, param = shown(error.message, _MESSAGE_CHARS), f"body.{shown(error.param)}"
+        raise LineError(ValidationCode.INVALID_REQUEST, message, param) from error
 
 
 def _required(field: str) -> LineError:
