@@ -1,31 +1,34 @@
-"""Templates that are more than text and `{{name}}`: a small, safe part of Jinja2.
+"""Templates that are more than text with `{{name}}` in it: checked and rendered with Jinja2.
 
-    analyse(source)              parses it, holds every node against an allow-list, finds variables
-    Sandbox().render(source, …)  renders it; in a process of its own, see streams.rendering
+    analyse(source)                     what the template reads; TemplateError if it isn't allowed
+    Sandbox().render(source, variables) its text
 
-What is allowed: `if`, `for` over a variable or an item of one, comparisons, `and`, `or`, `not`,
-items of JSON objects and lists, and the filters and tests of two short tables. Everything else is
-refused by name when the prompt is created. Three walls stand behind the allow-list: Jinja2's
-immutable sandbox, look-ups that never read a Python attribute, and the limits of the process.
+Four walls, each of which would do alone: only what the allow-list names is compiled
+(prompt_sandbox_check); only our own filters and tests exist (prompt_sandbox_filters); the
+environment never reads an attribute of a Python object, calls nothing and has no globals; and
+the values are JSON. How long and with how much memory a template may run is for the process
+that it runs in (streams/rendering).
 """
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, NoReturn
 
-from jinja2 import StrictUndefined, Template, TemplateSyntaxError, nodes
-from jinja2.filters import FILTERS
+from jinja2 import StrictUndefined, Template, TemplateSyntaxError, Undefined, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.lexer import Token, TokenStream
+from jinja2.parser import Parser
 from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.tests import TESTS
+from jinja2.visitor import NodeTransformer
 
+from streams.domain.prompt_sandbox_check import ALLOWED, LOOP_FIELDS, Checker
+from streams.domain.prompt_sandbox_filters import CONCATENATED, FILTERS, TESTS, concatenated
 from streams.domain.prompt_template import (
-    MAX_NAME_CHARS,
     MAX_RENDERED_BYTES,
+    RenderError,
     RenderFailed,
     RenderTimeout,
     RenderTooLarge,
@@ -33,85 +36,20 @@ from streams.domain.prompt_template import (
     text_of,
 )
 
-#: Nodes of a template's syntax tree, how deep they may nest, and how deep loops may.
-MAX_NODES = 5_000
-MAX_DEPTH = 30
-MAX_LOOPS = 3
-#: Largest number that may stand in a template.
-MAX_NUMBER = 1_000_000
-#: Compiled templates that a Sandbox keeps.
-_CACHED = 256
+#: Bounds that keep reading a template quick, and far from Python's own limits.
+MAX_TOKENS = 20_000
+MAX_BRACKETS = 20
+#: What a sandbox keeps compiled.
+MAX_TEMPLATES = 256
+MAX_TEMPLATES_CHARS = 1 << 20
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*", re.ASCII)
-#: Names that mean something to Jinja2 itself.
-_RESERVED = frozenset({"self", "super", "caller", "varargs", "kwargs"})
-_LOOP = "loop"
-_LOOP_ITEMS = frozenset({"index", "index0", "revindex", "revindex0", "first", "last", "length"})
-
-#: Filters by name; none of them can make a text much longer than what it is given.
-_FROM_JINJA = (
-    "abs capitalize count d default first float int last length list lower max min round sort "
-    "title trim truncate upper wordcount"
-)
-#: Tests by name.
-_TESTS = (
-    "boolean defined eq even false float ge gt in integer le lt mapping ne none number odd "
-    "sequence string true undefined"
-)
-_ABSENCE_TESTS = frozenset({"defined", "undefined"})
-_DEFAULTS = frozenset({"d", "default"})
-
-_PLAIN_NODES = (
-    nodes.Template,
-    nodes.Output,
-    nodes.TemplateData,
-    nodes.If,
-    nodes.CondExpr,
-    nodes.Compare,
-    nodes.Operand,
-    nodes.And,
-    nodes.Or,
-    nodes.Not,
-    nodes.List,
-    nodes.Tuple,
-)
-#: What callers call the things that are refused.
-_CALLED: dict[type[nodes.Node], str] = {
-    nodes.Call: "a call",
-    nodes.Mul: "'*'",
-    nodes.Pow: "'**'",
-    nodes.Mod: "'%'",
-    nodes.Div: "'/'",
-    nodes.FloorDiv: "'//'",
-    nodes.Add: "'+'",
-    nodes.Sub: "'-'",
-    nodes.Neg: "'-'",
-    nodes.Pos: "'+'",
-    nodes.Concat: "'~'",
-    nodes.Assign: "'set'",
-    nodes.AssignBlock: "'set'",
-    nodes.Macro: "'macro'",
-    nodes.CallBlock: "'call'",
-    nodes.FilterBlock: "a filter block",
-    nodes.Block: "'block'",
-    nodes.Extends: "'extends'",
-    nodes.Include: "'include'",
-    nodes.Import: "'import'",
-    nodes.FromImport: "'from … import'",
-    nodes.With: "'with'",
-    nodes.ScopedEvalContextModifier: "'autoescape'",
-    nodes.Dict: "an object",
-    nodes.Slice: "a slice",
-}
+_OPENING = ("lparen", "lbracket", "lbrace")
+_CLOSING = ("rparen", "rbracket", "rbrace")
+_AS_TEXT = "To have '{{', '{%' or '{#' in the text, put it between {% raw %} and {% endraw %}."
 
 
-@dataclass(frozen=True, slots=True)
-class Analysis:
-    """What a template reads.
-
-    variables: all names. required: those whose absence no use handles (`is defined`, `default`).
-    not_null: those whose null no use handles (`is none`, `default(…, true)`, as a condition).
-    """
+class Analysis(NamedTuple):
+    """What a template reads: all variables, those that must be given, those never null."""
 
     variables: frozenset[str]
     required: frozenset[str]
@@ -119,309 +57,149 @@ class Analysis:
 
 
 def analyse(source: str) -> Analysis:
-    """Holds a template against the allow-list. Raises TemplateError."""
-    environment = _Environment()
-    try:
-        tree = environment.parse(source)
-        reader = _Reader()
-        reader.read(tree)
-        environment.from_string(source)
-    except TemplateSyntaxError as error:
-        message = f"The template is not valid (line {error.lineno}): {error.message}."
-        raise TemplateError(message[:500], error.lineno) from None
-    except (RecursionError, MemoryError, SyntaxError, ValueError, OverflowError) as error:
-        if isinstance(error, TemplateError):
-            raise
-        raise TemplateError("The template is too complex.") from None
-    return reader.found()
+    """The variables of a template that only the sandbox can render. Raises TemplateError."""
+    _, checker = _checked(source)
+    variables = frozenset(checker.variables)
+    return Analysis(variables, variables - checker.may_be_absent, variables - checker.may_be_null)
 
 
 class Sandbox:
-    """Renders templates that analyse() accepted; keeps them compiled."""
+    """Renders templates; keeps those that it compiled. Not for several threads at once."""
 
     def __init__(self) -> None:
-        self._environment = _Environment()
-        self._compiled: OrderedDict[str, Template] = OrderedDict()
+        self._compiled: OrderedDict[str, tuple[Template, frozenset[str]]] = OrderedDict()
+        self._chars = 0
 
     def render(self, source: str, variables: Mapping[str, Any]) -> str:
-        """The text. Raises RenderFailed, RenderTooLarge, RenderTimeout, without caller's text."""
-        pieces: list[str] = []
-        size = 0
+        """The template's text with these variables, which are JSON values.
+
+        Raises RenderFailed, RenderTooLarge, and RenderTimeout where memory ran out.
+        """
         try:
-            for piece in self._template(source).generate(variables):
-                size += len(piece)
-                if size > MAX_RENDERED_BYTES:
-                    raise RenderTooLarge
-                pieces.append(piece)
-        except (RenderTooLarge, RenderTimeout):
+            template, names = self._template(source)
+            read = {name: variables[name] for name in names if name in variables}
+            return _joined(template.root_render_func(template.new_context(read)))
+        except RenderError:
             raise
         except MemoryError:
             raise RenderTimeout from None
-        except Exception:  # noqa: BLE001 - a stranger's program: whatever it is, it failed
+        except Exception:  # noqa: BLE001 (a hostile template may make Jinja2 raise anything)
             raise RenderFailed from None
-        return "".join(pieces)
 
-    def _template(self, source: str) -> Template:
-        template = self._compiled.get(source)
-        if template is None:
-            # Whoever sends a source here has been told by analyse() that it is good; but the
-            # texts come through Kafka and an object store, so it is asked again.
-            analyse(source)
-            template = self._compiled[source] = self._environment.from_string(source)
-            if len(self._compiled) > _CACHED:
-                self._compiled.popitem(last=False)
-        self._compiled.move_to_end(source)
-        return template
+    def _template(self, source: str) -> tuple[Template, frozenset[str]]:
+        found = self._compiled.get(source)
+        if found is not None:
+            self._compiled.move_to_end(source)
+            return found
+        tree, checker = _checked(source)
+        _Texts().visit(tree)
+        tree.set_environment(_environment)
+        template = Template.from_code(_environment, _environment.compile(tree), {})
+        found = self._compiled[source] = template, frozenset(checker.variables)
+        self._chars += len(source)
+        while len(self._compiled) > MAX_TEMPLATES or self._chars > MAX_TEMPLATES_CHARS:
+            dropped, _ = self._compiled.popitem(last=False)
+            self._chars -= len(dropped)
+        return found
+
+
+class _Texts(NodeTransformer):
+    """Puts our own concatenation for Jinja2's, which has Python's texts of values."""
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:  # noqa: N802 (Jinja2's name)
+        self.generic_visit(node)
+        values = nodes.List(node.nodes, lineno=node.lineno)
+        return nodes.Filter(values, CONCATENATED, [], [], None, None, lineno=node.lineno)
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Jinja2 with our tables, and look-ups that only ever find items of JSON values."""
+    """Jinja2's sandbox without globals and calls; a dot means an item, never an attribute."""
+
+    intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
 
     def __init__(self) -> None:
         super().__init__(
             undefined=StrictUndefined,
-            finalize=_finalize,
             autoescape=False,
             keep_trailing_newline=True,
+            finalize=text_of,
             optimized=False,
             cache_size=0,
         )
         self.globals.clear()
-        self.filters = dict(_FILTERS)
-        self.tests = {name: TESTS[name] for name in _TESTS.split()}
+        self.filters = {name: function.run for name, function in FILTERS.items()}
+        self.filters[CONCATENATED] = concatenated
+        self.tests = {name: function.run for name, function in TESTS.items()}
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """`a.b`: an item, or one of the few facts about a loop."""
-        if isinstance(obj, LoopContext) and attribute in _LOOP_ITEMS:
-            return getattr(obj, attribute)
-        return self._item(obj, attribute)
+        """The item of that name."""
+        if isinstance(obj, LoopContext):
+            return getattr(obj, attribute) if attribute in LOOP_FIELDS else self.undefined()
+        return self.getitem(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        """`a['b']` and `a[0]`: an item."""
-        return self._item(obj, argument)
+        """The item of a JSON object or list; undefined if there is none."""
+        if isinstance(obj, Undefined):
+            raise SecurityError("an item of nothing")
+        if isinstance(obj, dict) and isinstance(argument, str) and not argument.startswith("_"):
+            return obj[argument] if argument in obj else self.undefined()
+        if isinstance(obj, list | tuple) and type(argument) is int:
+            return obj[argument] if -len(obj) <= argument < len(obj) else self.undefined()
+        return self.undefined()
 
-    def is_safe_callable(self, obj: Any) -> bool:
-        """Nothing is."""
-        return False
+    def call(self, *arguments: Any, **named: Any) -> NoReturn:
+        """Nothing may be called."""
+        raise SecurityError("a call")
 
-    def _item(self, obj: Any, key: Any) -> Any:
-        if isinstance(obj, dict) and isinstance(key, str) and key in obj:
-            return obj[key]
-        if isinstance(obj, list | tuple) and type(key) is int and -len(obj) <= key < len(obj):
-            return obj[key]
-        return self.undefined(obj=obj, name=key)
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> NoReturn:
+        """There is no arithmetic."""
+        raise SecurityError("arithmetic")
 
-
-def _finalize(value: Any) -> str:
-    return text_of(value)
-
-
-def _join(values: Any, separator: str = "") -> str:
-    texts = [text_of(value) for value in values]
-    size = sum(map(len, texts)) + len(separator) * max(len(texts) - 1, 0)
-    if size > MAX_RENDERED_BYTES:
-        raise RenderTooLarge
-    return separator.join(texts)
+    def _tokenize(self, *arguments: Any, **named: Any) -> TokenStream:
+        return TokenStream(_few(super()._tokenize(*arguments, **named)), None, None)
 
 
-def _unique(values: Any) -> list[Any]:
-    found: dict[str, Any] = {}
-    for value in values:
-        found.setdefault(repr(value), value)
-    return list(found.values())
+_environment = _Environment()
 
 
-def _reverse(value: Any) -> Any:
-    return value[::-1]
+def _few(tokens: Iterable[Token]) -> Iterator[Token]:
+    """The tokens, as long as they are few, and brackets not deep."""
+    depth = 0
+    for number, token in enumerate(tokens):
+        if number >= MAX_TOKENS:
+            raise TemplateError(f"more than {MAX_TOKENS} elements in one template.", token.lineno)
+        depth += (token.type in _OPENING) - (token.type in _CLOSING)
+        if depth > MAX_BRACKETS:
+            message = f"brackets are nested more than {MAX_BRACKETS} levels deep."
+            raise TemplateError(message, token.lineno)
+        yield token
 
 
-def _tojson(value: Any) -> str:
-    return "null" if value is None else text_of([value])[1:-1]
+def _checked(source: str) -> tuple[nodes.Template, Checker]:
+    """The parsed template, all of which is allowed."""
+    try:
+        tree = Parser(_environment, source).parse()
+    except TemplateError:
+        raise
+    except TemplateSyntaxError as error:
+        what = (error.message or "the template can't be read.")[:200]
+        raise TemplateError(f"{what} {ALLOWED} {_AS_TEXT}", error.lineno) from None
+    except RecursionError:
+        raise TemplateError("The template is nested too deeply.") from None
+    except Exception:  # noqa: BLE001 (whatever a hostile template makes the parser raise)
+        raise TemplateError(f"The template can't be read. {ALLOWED}") from None
+    checker = Checker()
+    checker.check(tree)
+    return tree, checker
 
 
-_FILTERS: dict[str, Callable[..., Any]] = {
-    **{name: FILTERS[name] for name in _FROM_JINJA.split()},
-    "join": _join,
-    "reverse": _reverse,
-    "string": text_of,
-    "tojson": _tojson,
-    "unique": _unique,
-}
-
-
-class _Reader:
-    """Walks a syntax tree: refuses what isn't allowed, and notes how names are used."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._loops = 0
-        #: Names that loops bind, innermost last.
-        self._bound: list[frozenset[str]] = []
-        self._names: set[str] = set()
-        self._may_be_absent: set[str] = set()
-        self._may_be_null: set[str] = set()
-
-    def found(self) -> Analysis:
-        names = frozenset(self._names)
-        return Analysis(names, names - self._may_be_absent, names - self._may_be_null)
-
-    def read(self, node: nodes.Node, depth: int = 0) -> None:
-        """This node and all below it. Raises TemplateError."""
-        self._count += 1
-        if self._count > MAX_NODES or depth > MAX_DEPTH:
-            raise TemplateError("The template is too complex.", node.lineno)
-        for child in self._checked(node):
-            self.read(child, depth + 1)
-
-    def _checked(self, node: nodes.Node) -> Iterator[nodes.Node]:
-        """What is to be read below the node, which itself is good."""
-        match node:
-            case nodes.For():
-                yield from self._for(node)
-            case nodes.Name():
-                self._name(node)
-            case nodes.Const():
-                _check_constant(node)
-            case nodes.Getattr() | nodes.Getitem():
-                yield from self._item(node)
-            case nodes.Filter():
-                yield from self._filter(node)
-            case nodes.Test():
-                yield from self._test(node)
-            case _ if type(node) in _PLAIN_NODES:
-                self._note_conditions(node)
-                yield from node.iter_child_nodes()
-            case _:
-                what = _CALLED.get(type(node), "this")
-                raise _refused(f"{what} is not available in templates", node)
-
-    def _for(self, node: nodes.For) -> Iterator[nodes.Node]:
-        if node.recursive:
-            raise _refused("'recursive' is not available in templates", node)
-        if self._loops >= MAX_LOOPS:
-            raise _refused(f"loops may nest {MAX_LOOPS} deep", node)
-        if not _is_path(node.iter):
-            raise _refused("a loop goes over a variable, or an item of one", node.iter)
-        yield node.iter
-        bound = frozenset(_targets(node.target))
-        self._loops += 1
-        self._bound.append(bound | {_LOOP})
-        if node.test is not None:
-            yield node.test
-        yield from node.body
-        self._bound.pop()
-        self._loops -= 1
-        yield from node.else_
-
-    def _name(self, node: nodes.Name) -> None:
-        name = node.name
-        if any(name in bound for bound in self._bound):
-            return
-        _check_name(name, node)
-        if name == _LOOP:
-            raise _refused("'loop' is known within a loop only", node)
-        self._names.add(name)
-
-    def _item(self, node: nodes.Getattr | nodes.Getitem) -> Iterator[nodes.Node]:
-        if isinstance(node, nodes.Getattr):
-            key: Any = node.attr
-        elif isinstance(node.arg, nodes.Const) and type(node.arg.value) in (str, int):
-            key = node.arg.value
-        else:
-            raise _refused("an item is named by a text or a number", node)
-        if isinstance(key, str) and key.startswith("_"):
-            raise _refused("names that begin with '_' are not available in templates", node)
-        if isinstance(node.node, nodes.Name) and node.node.name == _LOOP:
-            if key not in _LOOP_ITEMS:
-                known = ", ".join(sorted(_LOOP_ITEMS))
-                raise _refused(f"of 'loop' there are only {known}", node)
-        elif not _is_path(node.node):
-            raise _refused("only a variable has items", node)
-        yield node.node
-
-    def _filter(self, node: nodes.Filter) -> Iterator[nodes.Node]:
-        if node.name not in _FILTERS or node.node is None:
-            known = ", ".join(sorted(_FILTERS))
-            raise _refused(f"of filters there are only {known}", node)
-        _check_arguments(node)
-        if node.name in _DEFAULTS:
-            for name in self._free_name(node.node):
-                self._may_be_absent.add(name)
-                if len(node.args) > 1:
-                    self._may_be_null.add(name)
-        elif not all(isinstance(argument, nodes.Const) for argument in node.args):
-            raise _refused("arguments of filters are constants", node)
-        yield node.node
-        yield from node.args
-
-    def _test(self, node: nodes.Test) -> Iterator[nodes.Node]:
-        if node.name not in _TESTS.split():
-            known = ", ".join(_TESTS.split())
-            raise _refused(f"of tests there are only {known}", node)
-        _check_arguments(node)
-        for name in self._free_name(node.node):
-            if node.name in _ABSENCE_TESTS:
-                self._may_be_absent.add(name)
-            elif node.name == "none":
-                self._may_be_null.add(name)
-        yield node.node
-        yield from node.args
-
-    def _note_conditions(self, node: nodes.Node) -> None:
-        """Notes variables whose truth is asked for: null is false."""
-        asked: list[nodes.Node] = []
-        match node:
-            case nodes.If() | nodes.CondExpr():
-                asked = [node.test]
-            case nodes.And() | nodes.Or():
-                asked = [node.left, node.right]
-            case nodes.Not():
-                asked = [node.node]
-        for condition in asked:
-            self._may_be_null.update(self._free_name(condition))
-
-    def _free_name(self, node: nodes.Node) -> list[str]:
-        """The variable that this expression is, if it is one."""
-        if not isinstance(node, nodes.Name) or any(node.name in bound for bound in self._bound):
-            return []
-        return [node.name]
-
-
-def _is_path(node: nodes.Node) -> bool:
-    while isinstance(node, nodes.Getattr | nodes.Getitem):
-        node = node.node
-    return isinstance(node, nodes.Name)
-
-
-def _targets(target: nodes.Node) -> list[str]:
-    names = target.items if isinstance(target, nodes.Tuple) else [target]
-    found = []
-    for name in names:
-        if not isinstance(name, nodes.Name):
-            raise _refused("a loop's target is a name, or some names", target)
-        _check_name(name.name, name)
-        found.append(name.name)
-    return found
-
-
-def _check_name(name: str, node: nodes.Node) -> None:
-    if _NAME.fullmatch(name) is None or len(name) > MAX_NAME_CHARS:
-        what = "a name is a letter, then letters, digits and underscores, of ASCII"
-        raise _refused(what, node)
-    if name in _RESERVED:
-        raise _refused(f"'{name}' can't be the name of a variable", node)
-
-
-def _check_constant(node: nodes.Const) -> None:
-    value = node.value
-    if isinstance(value, int | float) and not -MAX_NUMBER <= value <= MAX_NUMBER:
-        raise _refused(f"numbers go up to {MAX_NUMBER}", node)
-
-
-def _check_arguments(node: nodes.Filter | nodes.Test) -> None:
-    if node.kwargs or node.dyn_args or node.dyn_kwargs:
-        raise _refused("arguments are given by position", node)
-
-
-def _refused(what: str, node: nodes.Node) -> TemplateError:
-    return TemplateError(f"Not allowed in line {node.lineno} of the template: {what}.", node.lineno)
+def _joined(pieces: Iterable[str]) -> str:
+    """All of a rendering, as long as it is not too large."""
+    texts: list[str] = []
+    size = 0
+    for piece in pieces:
+        size += len(piece) if piece.isascii() else len(piece.encode())
+        if size > MAX_RENDERED_BYTES:
+            raise RenderTooLarge
+        texts.append(piece)
+    return "".join(texts)

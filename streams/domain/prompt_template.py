@@ -52,15 +52,15 @@ class RenderError(Exception):
     """The template was not rendered. Never carries text of a caller."""
 
 
-class RenderFailed(RenderError):
+class RenderFailed(RenderError):  # noqa: N818 (says what became of the text)
     """The variables don't fit: one is missing, null, or of a type that the template can't use."""
 
 
-class RenderTooLarge(RenderError):
+class RenderTooLarge(RenderError):  # noqa: N818 (says what became of the text)
     """The rendered text is larger than allowed."""
 
 
-class RenderTimeout(RenderError):
+class RenderTimeout(RenderError):  # noqa: N818 (says what became of the text)
     """Rendering took more time or memory than allowed."""
 
 
