@@ -19,10 +19,12 @@ from api.gateway import GATEWAY, Gateway, Timeouts
 from api.log_port import LogIdentity, LogProducer, LogReader
 from api.protocol import EnvelopeRunner
 from api.read_model.follower import Follower
+from api.read_model.prompt_queries import PromptQueries
 from api.read_model.queries import Queries
 from api.read_model.schema import TOPICS
 from api.read_model.store import ReadModelStore
-from api.routes import batches, content, files, models
+from api.render_port import TextRenderer
+from api.routes import batches, content, files, models, prompt_versions, prompts
 from schemas.metrics import Metrics
 from streams.adapters.object_store import open_store
 from streams.domain.clock import Clock, SystemClock
@@ -52,7 +54,7 @@ def build_app(gateway: Gateway, metrics: Metrics) -> web.Application:
     app[GATEWAY] = gateway
     app[middleware.METRICS] = metrics
     middleware.install(app)
-    for module in (files, content, batches, models):
+    for module in (files, content, batches, models, prompts, prompt_versions):
         app.add_routes(module.routes)
     return app
 
@@ -67,6 +69,7 @@ async def assembled(
     object_store: ObjectStore,
     upstreams: UpstreamTable,
     read_model: Path | None,
+    renderer: TextRenderer | None = None,
     clock: Clock | None = None,
     timeouts: Timeouts | None = None,
 ) -> AsyncIterator[tuple[Gateway, asyncio.Task[None]]]:
@@ -96,9 +99,11 @@ async def assembled(
             follower=follower,
             rows=rows,
             queries=queries,
+            prompts=PromptQueries(rows.reader),
             store=object_store,
             keyring=keyring,
             catalogue=catalogue,
+            renderer=renderer,
             timeouts=timeouts,
         )
         yield gateway, following

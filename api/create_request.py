@@ -150,8 +150,8 @@ def _expiry(value: object) -> int | None:
 
 def _idempotency_key(body: Mapping[str, Any], header: str | None) -> str | None:
     if body.get("idempotency_key") is None:
-        return None if header is None else _checked_key(header)
-    key = _checked_key(checks.string(body, "idempotency_key", max_length=_MAX_IDEMPOTENCY_KEY))
+        return None if header is None else checked_key(header)
+    key = checked_key(checks.string(body, "idempotency_key", max_length=_MAX_IDEMPOTENCY_KEY))
     if header is not None and header != key:
         raise InvalidRequest(
             "The Idempotency-Key header and 'idempotency_key' differ; send one of them.",
@@ -161,7 +161,8 @@ def _idempotency_key(body: Mapping[str, Any], header: str | None) -> str | None:
     return key
 
 
-def _checked_key(key: str) -> str:
+def checked_key(key: str) -> str:
+    """An idempotency key, if it is one. Raises InvalidRequest."""
     # aiohttp decodes bytes of a header that are not UTF-8 as lone surrogates.
     if not key.strip() or any("\ud800" <= c <= "\udfff" for c in key):
         raise InvalidRequest(

@@ -7,6 +7,7 @@ ApiError                    {"error": {"message", "type", "param", "code"}}
 ├── MethodNotAllowed        405
 ├── RequestTooSlow          408, the SDKs try again
 ├── Conflict                409, with x-should-retry: false
+├── PreconditionFailed      412, with x-should-retry: false
 ├── TooLarge                413
 ├── RangeNotSatisfiable     416
 ├── InternalError           500
@@ -107,6 +108,13 @@ class Conflict(ApiError):
     """The object's state forbids it; asking again would not help."""
 
     status = 409
+    default_headers = _NO_RETRY
+
+
+class PreconditionFailed(ApiError):
+    """The object is no longer what the caller's If-Match says; read it again."""
+
+    status = 412
     default_headers = _NO_RETRY
 
 

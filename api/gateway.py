@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 import structlog
 from aiohttp import web
@@ -17,12 +18,16 @@ from aiohttp import web
 from api.auth import Keyring
 from api.catalogue import ModelCatalogue
 from api.log_port import LogProducer
+from api.prompt_facts import PromptFacts
 from api.read_model.follower import Follower
+from api.read_model.prompt_queries import PromptQueries
 from api.read_model.queries import Queries
 from api.read_model.store import ReadModelStore
+from api.render_port import TextRenderer
 from schemas.records import BatchSnapshot, FileRecord, Record
 from schemas.topics import Topic
 from streams.domain.clock import Clock
+from streams.kafka.producer import Place
 from streams.ports.object_store import ObjectStore
 from streams.settings import Settings
 
@@ -63,24 +68,37 @@ class Gateway:
     follower: Follower
     rows: ReadModelStore
     queries: Queries
+    prompts: PromptQueries
     store: ObjectStore
     keyring: Keyring
     catalogue: ModelCatalogue
+    renderer: TextRenderer | None
     timeouts: Timeouts = Timeouts()
     #: Each upload holds a megabyte or two.
     uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_UPLOADS))
+
+    #: What the templates of stored prompts read.
+    prompt_facts: PromptFacts = field(default_factory=PromptFacts)
+    #: One writer of a tenant's prompts at a time, so that quotas hold; one for each tenant at work.
+    prompt_locks: WeakValueDictionary[str, asyncio.Lock] = field(
+        default_factory=WeakValueDictionary
+    )
 
     async def publish(self, topic: Topic, key: str, record: Record) -> bool:
         """Sends a record and waits until it was read back; False if that took too long.
 
         Raises KafkaBaseError or TimeoutError if the log may not have it.
         """
-        async with asyncio.timeout(self.timeouts.send_s):
-            place = await self.producer.send(topic, key, record)
+        place = await self.send(topic, key, record)
         read_back = await self.follower.reached(topic, place, self.timeouts.read_back_s)
         if not read_back:
             log.warning("Reading lags.", action="read_back_timeout", topic=topic.name)
         return read_back
+
+    async def send(self, topic: Topic, key: str, record: Record | None) -> Place:
+        """Sends a record, None for a tombstone. Raises as publish() does."""
+        async with asyncio.timeout(self.timeouts.send_s):
+            return await self.producer.send(topic, key, record)
 
     async def sync(self) -> None:
         """Reads to the topics' present ends. Raises KafkaBaseError or TimeoutError."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -13,9 +13,11 @@ from schemas.records import BatchError, BatchSnapshot, FileRecord
 JSON = dict[str, Any]
 
 
-def answer(body: JSON) -> web.Response:
+def answer(body: JSON, headers: Mapping[str, str] | None = None) -> web.Response:
     """200 with a JSON body."""
-    return web.Response(body=msgspec.json.encode(body), content_type="application/json")
+    return web.Response(
+        body=msgspec.json.encode(body), content_type="application/json", headers=headers
+    )
 
 
 def batch(snapshot: BatchSnapshot) -> JSON:
@@ -54,6 +56,11 @@ def batch(snapshot: BatchSnapshot) -> JSON:
             "total_tokens": usage.input_tokens + usage.output_tokens,
         },
         "metadata": snapshot.metadata or None,
+        # These two are ours: the versions of stored prompts that its lines use, for ever.
+        "prompts": [
+            {"slug": p.slug, "version": p.version, "lines": p.lines} for p in snapshot.prompts
+        ],
+        "warnings": _warnings(snapshot),
     }
 
 
@@ -92,6 +99,12 @@ def _errors(errors: Sequence[BatchError]) -> JSON | None:
         {"code": e.code, "message": e.message, "param": e.param, "line": e.line} for e in errors
     ]
     return {"object": "list", "data": data}
+
+
+def _warnings(snapshot: BatchSnapshot) -> JSON | None:
+    if not snapshot.unused_variables:
+        return None
+    return {"unused_variables": snapshot.unused_variables}
 
 
 def _seconds(ms: int | None) -> int | None:

@@ -62,6 +62,10 @@ class Settings(BaseSettings):
     max_line_bytes: int = Field(default=4 * _MIB, ge=1024)
     #: Completion windows that callers may ask for, name to seconds, as a JSON object.
     completion_windows: dict[str, int] = {"24h": 86_400}
+    #: Stored prompts of a tenant, versions of one prompt, and bytes of all a tenant's versions.
+    max_prompts: int = Field(default=1000, ge=1)
+    max_prompt_versions: int = Field(default=1000, ge=1, le=10_000)
+    max_prompt_bytes: int = Field(default=64 * _MIB, ge=1)
     #: Bodies above this travel as a claim check.
     claim_check_bytes: int = Field(default=256 * 1024, ge=1024)
 

@@ -3,6 +3,7 @@
 Rows and the topic offsets they come from are written in one transaction, so a restart goes on
 where the last transaction ended. Every statement may be repeated: a batch row is replaced only
 by a snapshot of no lower revision, a deleted file and a revoked key stay so whatever comes later.
+Stored prompts are in `prompt_rows`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from api.read_model.prompt_rows import PROMPT_TABLES, Statement, prompt_statements
 from schemas.records import (
     ApiKeyRecord,
     BatchCancel,
@@ -20,14 +22,16 @@ from schemas.records import (
     BatchSnapshot,
     BatchStatus,
     FileRecord,
+    PromptHead,
+    PromptVersionRef,
 )
-from schemas.topics import ACCOUNT, BATCH_COMMAND, BATCH_STATUS, FILE, Topic
+from schemas.topics import ACCOUNT, BATCH_COMMAND, BATCH_STATUS, FILE, PROMPT, Topic
 from streams.kafka.reader import ReadRecord
 
 #: What the read model is made of.
-TOPICS: tuple[Topic, ...] = (BATCH_COMMAND, BATCH_STATUS, FILE, ACCOUNT)
+TOPICS: tuple[Topic, ...] = (BATCH_COMMAND, BATCH_STATUS, FILE, ACCOUNT, PROMPT)
 
-TABLES = """
+TABLES = f"""{PROMPT_TABLES}
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE positions (
     topic TEXT NOT NULL, partition INTEGER NOT NULL, next_offset INTEGER NOT NULL,
@@ -61,9 +65,10 @@ CREATE TABLE keys (
 CREATE INDEX keys_by_secret ON keys (secret_sha256);
 """
 
-#: Changes whenever the tables or the stored snapshot's fields do: then the model is rebuilt.
+#: Changes whenever the tables or the stored records' fields do: then the model is rebuilt.
+_STORED = (BatchSnapshot, PromptHead, PromptVersionRef)
 VERSION = hashlib.sha256(
-    (TABLES + repr(msgspec.structs.fields(BatchSnapshot))).encode()
+    (TABLES + repr([msgspec.structs.fields(kept) for kept in _STORED])).encode()
 ).hexdigest()[:16]
 
 _CREATED = """
@@ -103,12 +108,13 @@ ON CONFLICT (key_id) DO UPDATE SET
     revoked_ms = coalesce(keys.revoked_ms, excluded.revoked_ms)
 """
 
-Statement = tuple[str, tuple[Any, ...]]
-
 
 def statements(records: list[ReadRecord]) -> Iterator[Statement]:
     """The statements that fold these records into the tables, in their order."""
     for read in records:
+        if read.topic is PROMPT:
+            yield from prompt_statements(read)
+            continue
         match read.record:
             case BatchCreate() as create:
                 yield _CREATED, _batch_row(from_create(create))

@@ -17,6 +17,12 @@ def new_file_id() -> str:
     return f"file-{_fresh()}"
 
 
+def idempotent_file_id(tenant: str, key: str, request_hash: str) -> str:
+    """The id of the file made for this request with this Idempotency-Key, at every attempt."""
+    said = f"file:{len(tenant)}:{tenant}:{request_hash}:{key}"
+    return f"file-{UUID(bytes=hashlib.sha256(said.encode()).digest()[:16]).hex}"
+
+
 def new_batch_id() -> str:
     """An id for a batch created without an Idempotency-Key."""
     return f"batch_{_fresh()}"
@@ -26,6 +32,35 @@ def idempotent_batch_id(tenant: str, key: str) -> str:
     """The id that every create with this tenant and Idempotency-Key gets."""
     digest = hashlib.sha256(f"{len(tenant)}:{tenant}:{key}".encode()).digest()
     return f"batch_{UUID(bytes=digest[:16]).hex}"
+
+
+def new_prompt_id() -> str:
+    """An id for a prompt created without an Idempotency-Key."""
+    return f"prompt_{_fresh()}"
+
+
+def idempotent_prompt_id(tenant: str, key: str) -> str:
+    """The id that every create of a prompt with this tenant and Idempotency-Key gets."""
+    digest = hashlib.sha256(f"prompt:{len(tenant)}:{tenant}:{key}".encode()).digest()
+    return f"prompt_{UUID(bytes=digest[:16]).hex}"
+
+
+def new_version_id(slug: str, key: str | None = None) -> str:
+    """An id for the record of a version's text. Unique, so that no text replaces another.
+
+    Those made for one slug with one Idempotency-Key have one beginning: version_key_part().
+    """
+    return _fresh() if key is None else version_key_part(slug, key) + _fresh()
+
+
+def version_key_part(slug: str, key: str) -> str:
+    """What ids of versions made for this slug with this Idempotency-Key begin with."""
+    return hashlib.sha256(f"{len(slug)}:{slug}:{key}".encode()).hexdigest()[:32] + "-"
+
+
+def new_write_id() -> str:
+    """An id for one write of a prompt's head."""
+    return _fresh()
 
 
 def new_command_id() -> str:

@@ -1,0 +1,67 @@
+"""Renders a stored prompt for its author, as a batch-worker would for a line. Calls no model."""
+
+from __future__ import annotations
+
+import asyncio
+
+from api import checks, prompt_views
+from api.errors import InvalidRequest, Unavailable
+from api.gateway import Gateway
+from api.prompt_request import RenderRequest
+from api.views import JSON
+from schemas.errors import LINE_MESSAGES, LineCode
+from schemas.records import PromptVersion
+from streams.domain.prompt import Prompt, PromptError, VariableRefusal, compile_prompt
+from streams.domain.prompt_request import PROMPT_ENDPOINTS
+from streams.domain.prompt_template import (
+    RenderError,
+    RenderFailed,
+    RenderTimeout,
+    RenderTooLarge,
+)
+
+_CODES: dict[type[RenderError], LineCode] = {
+    RenderFailed: LineCode.PROMPT_RENDER_FAILED,
+    RenderTimeout: LineCode.PROMPT_RENDER_TIMEOUT,
+    RenderTooLarge: LineCode.PROMPT_TOO_LARGE,
+}
+
+
+async def preview(gateway: Gateway, text: PromptVersion, asked: RenderRequest, number: int) -> JSON:
+    """The rendering of version `number`. Raises InvalidRequest."""
+    prompt = await _compiled(text)
+    refusal = prompt.refusal(asked.variables)
+    if refusal is not None:
+        raise _refused(refusal)
+    try:
+        rendered: list[bytes] = []
+        if prompt.sandboxed:
+            if gateway.renderer is None:
+                raise Unavailable("This server can't preview such templates.", code="unavailable")
+            rendered = await gateway.renderer.render(
+                prompt.sandboxed, asked.variables_json, fair_key=text.tenant
+            )
+        messages = prompt.messages(asked.endpoint, asked.variables, rendered)
+        body = prompt.body(asked.endpoint, asked.body, asked.variables, rendered)
+    except RenderError as error:
+        code = _CODES.get(type(error), LineCode.PROMPT_RENDER_FAILED)
+        raise InvalidRequest(LINE_MESSAGES[code], param="variables", code=code.value) from error
+    field = PROMPT_ENDPOINTS[asked.endpoint]
+    return prompt_views.rendering(text.slug, number, field, messages, body)
+
+
+async def _compiled(text: PromptVersion) -> Prompt:
+    try:
+        return await asyncio.to_thread(compile_prompt, text.messages, text.model_config)
+    except PromptError as error:
+        # It was good when it was stored; this server's rules have changed since.
+        raise InvalidRequest(error.message, param=error.param, code="invalid_value") from error
+
+
+def _refused(refusal: VariableRefusal) -> InvalidRequest:
+    name = checks.shortened(refusal.name)
+    if refusal.why == "missing":
+        message, code = f"The prompt needs the variable '{name}'.", "missing_required_parameter"
+    else:
+        message, code = f"The prompt can't use null as its variable '{name}'.", "invalid_value"
+    return InvalidRequest(message, param=f"variables.{name}", code=code)
