@@ -11,7 +11,9 @@ import structlog
 
 from schemas.records import ClaimCheck, Outcome
 from streams.batch_worker.line import Line
-from streams.batch_worker.request import Request, parse_request, upstream_names
+from streams.batch_worker.prompt_line import PromptRequests
+from streams.batch_worker.request import Request, Unsendable, parse_request, upstream_names
+from streams.batch_worker.stored import FIRST_PAUSE_S, MAX_PAUSE_S, log_failure, read_claim
 from streams.domain import keys
 from streams.domain.clock import Clock
 from streams.domain.failures import FailureReason
@@ -21,14 +23,12 @@ from streams.domain.outcome_retry import RetryPolicy
 from streams.domain.upstreams import Upstream
 from streams.kafka.failpoint import reach
 from streams.ports.inference import BlipError, InferenceClient, InferenceError
-from streams.ports.object_store import ObjectNotFoundError, ObjectStore, ObjectStoreError
+from streams.ports.object_store import ObjectStore, ObjectStoreError
 
 log = structlog.get_logger(__name__)
 
 #: Pauses before a call is repeated that brought no byte; each is drawn from half of it up.
 _BLIP_PAUSES_S = (0.05, 0.2)
-#: Pauses while the object store fails: a line waits for it, and so does its credit.
-_STORE_FIRST_PAUSE_S, _STORE_MAX_PAUSE_S = 0.1, 5.0
 
 
 class Caller:
@@ -40,6 +40,7 @@ class Caller:
         client: InferenceClient,
         store: ObjectStore,
         clock: Clock,
+        prompts: PromptRequests,
         *,
         claim_check_bytes: int,
         random: Callable[[], float],
@@ -47,6 +48,7 @@ class Caller:
         self._client = client
         self._store = store
         self._clock = clock
+        self._prompts = prompts
         self._claim_check_bytes = claim_check_bytes
         self._random = random
         self._names = upstream_names(upstream)
@@ -65,7 +67,7 @@ class Caller:
                 line=line.item.line,
                 error=type(error).__name__,
             )
-            return self._without_request(line, FailureReason.INVALID_RESPONSE)
+            return self._unsent(line, Unsendable(FailureReason.INVALID_RESPONSE))
 
     async def _attempt(self, line: Line) -> Outcome | None:
         ready, item = line.ready, line.item
@@ -73,13 +75,18 @@ class Caller:
             return None
         raw = item.raw
         if raw is None:
-            fetched = await self._fetched(item.claim, ready.deadline_ms)
-            if fetched is None:
+            raw = await read_claim(self._store, item.claim, self._clock, ready.deadline_ms)
+            if raw is None:
                 return None
-            raw = fetched
-        request = parse_request(raw, self._names)
-        if request is None:
-            return self._without_request(line, FailureReason.INPUT_LOST)
+        request: Request | Unsendable | None
+        if item.pin:
+            request = await self._prompts.request(ready, item, raw, self._names)
+            if request is None:
+                return None
+        else:
+            request = parse_request(raw, self._names) or Unsendable(FailureReason.INPUT_LOST)
+        if isinstance(request, Unsendable):
+            return self._unsent(line, request)
         outcome = await self._called(line, request)
         reach("batch_worker.answered")
         rendered = outcome.rendered
@@ -87,21 +94,13 @@ class Caller:
             return await self._checked_in(ready.batch_id, outcome, rendered)
         return outcome
 
-    def _without_request(self, line: Line, reason: FailureReason) -> Outcome:
-        ready, item = line.ready, line.item
-        attempt = Attempt(ready.batch_id, item.line, item.attempt, ready.endpoint)
-        return self._judge.unanswered(attempt, reason, self._clock.now_ms(), 0)
+    def _unsent(self, line: Line, why: Unsendable) -> Outcome:
+        attempt = _attempt_at(line, why.custom_id, why.model)
+        return self._judge.unanswered(attempt, why.reason, self._clock.now_ms(), 0)
 
     async def _called(self, line: Line, request: Request) -> Outcome:
-        ready, item = line.ready, line.item
-        attempt = Attempt(
-            ready.batch_id,
-            item.line,
-            item.attempt,
-            ready.endpoint,
-            request.custom_id,
-            request.model,
-        )
+        ready = line.ready
+        attempt = _attempt_at(line, request.custom_id, request.model)
         clock = self._clock
         started = clock.monotonic_s()
         try:
@@ -120,35 +119,17 @@ class Caller:
                 await asyncio.sleep(pause_s * (0.5 + 0.5 * self._random()))
         return await self._client.send(path, body)
 
-    async def _fetched(self, claim: ClaimCheck | None, deadline_ms: int) -> bytes | None:
-        """The claimed bytes, empty if they are lost; None if the window ended before."""
-        if claim is None:
-            return b""
-        pause_s = _STORE_FIRST_PAUSE_S
-        while self._clock.now_ms() < deadline_ms:
-            try:
-                raw = await self._store.get_range(claim.key, claim.offset, claim.length)
-            except ObjectNotFoundError:
-                return b""
-            except ObjectStoreError as error:
-                _log_store_failure(error)
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, _STORE_MAX_PAUSE_S)
-            else:
-                return raw if _is_whole(raw, claim) else b""
-        return None
-
     async def _checked_in(self, batch_id: str, outcome: Outcome, rendered: bytes) -> Outcome:
         key = keys.claim(batch_id, new_claim_id())
-        pause_s = _STORE_FIRST_PAUSE_S
+        pause_s = FIRST_PAUSE_S
         while True:
             try:
                 await self._store.put(key, rendered)
             except ObjectStoreError as error:
                 # The answer is paid for, so it waits here, within its credit, for the store.
-                _log_store_failure(error)
+                log_failure(error)
                 await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, _STORE_MAX_PAUSE_S)
+                pause_s = min(pause_s * 2, MAX_PAUSE_S)
             else:
                 break
         claim = ClaimCheck(
@@ -157,15 +138,6 @@ class Caller:
         return msgspec.structs.replace(outcome, rendered=None, claim=claim)
 
 
-def _is_whole(raw: bytes, claim: ClaimCheck) -> bool:
-    if len(raw) != claim.length:
-        return False
-    return claim.sha256 is None or hashlib.sha256(raw).hexdigest() == claim.sha256
-
-
-def _log_store_failure(error: ObjectStoreError) -> None:
-    log.warning(
-        "The object store failed; trying again.",
-        action="store_failed",
-        error=type(error).__name__,
-    )
+def _attempt_at(line: Line, custom_id: bytes, model: str) -> Attempt:
+    ready, item = line.ready, line.item
+    return Attempt(ready.batch_id, item.line, item.attempt, ready.endpoint, custom_id, model)

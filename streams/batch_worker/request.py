@@ -6,10 +6,12 @@ from collections.abc import Mapping
 
 import msgspec
 
+from streams.domain.failures import FailureReason
+from streams.domain.outcome_render import NO_CUSTOM_ID
 from streams.domain.upstreams import Upstream
 
 #: A model's name is cut to this in outcomes; the body keeps it whole.
-_MAX_MODEL_CHARS = 256
+MAX_MODEL_CHARS = 256
 
 
 class _Line(msgspec.Struct):
@@ -34,6 +36,14 @@ class Request(msgspec.Struct, frozen=True):
     model: str
 
 
+class Unsendable(msgspec.Struct, frozen=True):
+    """Why a line has no request, and what could be read of it."""
+
+    reason: FailureReason
+    custom_id: bytes = NO_CUSTOM_ID
+    model: str = ""
+
+
 def parse_request(raw: bytes, names: Mapping[str, bytes]) -> Request | None:
     """The request in a line's bytes; None if intake can't have accepted them.
 
@@ -49,7 +59,7 @@ def parse_request(raw: bytes, names: Mapping[str, bytes]) -> Request | None:
         return None
     if not custom_id.startswith(b'"'):
         return None
-    return Request(custom_id, body, model[:_MAX_MODEL_CHARS])
+    return Request(custom_id, body, model[:MAX_MODEL_CHARS])
 
 
 def upstream_names(upstream: Upstream) -> dict[str, bytes]:

@@ -15,28 +15,41 @@ import pstats
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import aiohttp
 import uvloop
 
 from schemas.codec import decode_as, encode
-from schemas.records import DoneLines, ReadyLine, ReadyLines
+from schemas.records import ClaimCheck, DoneLines, ReadyLine, ReadyLines
 from streams.adapters.inference import HTTPInferenceClient
 from streams.adapters.object_store_fake import FakeObjectStore
 from streams.batch_worker.caller import Caller
+from streams.batch_worker.prompt_line import PromptRequests
+from streams.batch_worker.prompts import PromptCache
 from streams.batch_worker.worker import Worker
 from streams.domain.clock import SystemClock
+from streams.domain.prompt_pins import Pin, encode_pins
 from streams.domain.upstreams import ModelLimits, Upstream, UpstreamTable
 
 CONCURRENCY = 64
 SLICE = 16
 LINES = 20_000
+_PLAN = "batches/batch_1/plan/1"
 
 
 def _broken(error: BaseException) -> None:
     raise error
+
+
+class NoRenderer:
+    """In the place of the processes that render what is not plain."""
+
+    async def render(
+        self, sources: Sequence[str], variables: bytes, *, fair_key: str
+    ) -> list[bytes]:
+        raise NotImplementedError("only plain templates are measured here")
 
 
 def _line(number: int) -> bytes:
@@ -46,7 +59,8 @@ def _line(number: int) -> bytes:
 
 
 @contextmanager
-def _server() -> Iterator[str]:
+def server() -> Iterator[str]:
+    """The base URL of an upstream that answers at once, in a process of its own."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.bench.answer_at_once"], stdout=subprocess.PIPE
     )
@@ -79,18 +93,25 @@ async def bare(base_url: str, lines: list[bytes]) -> int:
     return len(done)
 
 
-async def worker(base_url: str, lines: list[bytes]) -> int:
-    """The same lines through a Worker, in slices and with credits as a dispatcher would."""
+async def worker(base_url: str, lines: list[bytes], pin: Pin | None = None) -> int:
+    """The same lines through a Worker, in slices and with credits as a dispatcher would.
+
+    pin: the prompt version that all of them name, if they do.
+    """
     upstream = Upstream(
         name="u", base_url=base_url, models={"*": ModelLimits()}, max_in_flight=CONCURRENCY
     )
     clock = SystemClock()
     client = HTTPInferenceClient(upstream, CONCURRENCY, {})
+    store = FakeObjectStore()
+    pins = encode_pins([pin]) if pin else b""
+    await store.put(_PLAN, pins)
     caller = Caller(
         upstream,
         client,
-        FakeObjectStore(),
+        store,
         clock,
+        PromptRequests(PromptCache(store, clock), NoRenderer(), clock),
         claim_check_bytes=256 * 1024,
         random=lambda: 0.5,
     )
@@ -107,7 +128,7 @@ async def worker(base_url: str, lines: list[bytes]) -> int:
 
     run = Worker("w", UpstreamTable((upstream,)), {"u": caller}, send, clock, free.set, _broken)
     pool = run.pools["u"]
-    slices = [encode(_slice(lines, at)) for at in range(0, len(lines), SLICE)]
+    slices = [encode(_slice(lines, at, len(pins))) for at in range(0, len(lines), SLICE)]
     for raw in slices:
         while pool.held + SLICE > pool.credits():
             free.clear()
@@ -120,7 +141,8 @@ async def worker(base_url: str, lines: list[bytes]) -> int:
     return outcomes
 
 
-def _slice(lines: list[bytes], at: int) -> ReadyLines:
+def _slice(lines: list[bytes], at: int, pins_bytes: int) -> ReadyLines:
+    claim = ClaimCheck(key=_PLAN, offset=0, length=pins_bytes)
     return ReadyLines(
         batch_id="batch_1",
         tenant="t",
@@ -129,16 +151,19 @@ def _slice(lines: list[bytes], at: int) -> ReadyLines:
         pool="u",
         deadline_ms=1 << 50,
         created_at_ms=0,
+        pins=claim if pins_bytes else None,
         lines=tuple(
-            ReadyLine(line=at + i, attempt=1, raw=raw)
+            ReadyLine(line=at + i, attempt=1, raw=raw, pin=1 if pins_bytes else 0)
             for i, raw in enumerate(lines[at : at + SLICE])
         ),
     )
 
 
-def _measure(
+def measure(
     run: Callable[[str, list[bytes]], Awaitable[int]], url: str, lines: list[bytes]
 ) -> float:
+    """CPU milliseconds a line."""
+
     async def go() -> int:
         return await run(url, lines)
 
@@ -150,14 +175,14 @@ def _measure(
 def main(count: int = LINES, profile: bool = False) -> dict[str, float]:
     """Prints and returns CPU milliseconds a line of both, and their ratio."""
     lines = [_line(n) for n in range(count)]
-    with _server() as url:
-        _measure(bare, url, lines[:2000])
-        bare_ms = min(_measure(bare, url, lines) for _ in range(2))
-        worker_ms = min(_measure(worker, url, lines) for _ in range(2))
+    with server() as url:
+        measure(bare, url, lines[:2000])
+        bare_ms = min(measure(bare, url, lines) for _ in range(2))
+        worker_ms = min(measure(worker, url, lines) for _ in range(2))
         if profile:
             profiler = cProfile.Profile()
             profiler.enable()
-            _measure(worker, url, lines)
+            measure(worker, url, lines)
             profiler.disable()
             pstats.Stats(profiler).sort_stats("tottime").print_stats(45)
     figures = {"bare_ms": bare_ms, "worker_ms": worker_ms, "ratio": worker_ms / bare_ms}

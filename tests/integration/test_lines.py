@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from schemas.records import BatchStatus, ClaimCheck, OutcomeKind, ReadyLine
 from schemas.topics import LINE_DONE, LINE_READY
+from streams.domain.prompt_pins import Pin, encode_pins
 from streams.settings import Settings
 from tests.support.lines import (
     Lines,
@@ -217,6 +219,49 @@ async def test_large_lines_and_large_answers_travel_as_claim_checks(
         completed, failed = OutcomeKind.COMPLETED, OutcomeKind.FAILED
         assert kinds == {0: completed, 1: completed, 2: failed}
         assert upstream.served == {("b1", 0): 1, ("b1", 1): 1}
+
+
+def _prompt_line(number: int, pin: int, **variables: object) -> ReadyLine:
+    body = {"prompt_slug": "s", "variables": variables, "batch": "b1", "n": number}
+    raw = json.dumps({"custom_id": f"c{number}", "body": body}).encode()
+    return ReadyLine(line=number, attempt=1, raw=raw, pin=pin)
+
+
+def _pin(template: str) -> Pin:
+    messages = [{"role": "user", "content": template}]
+    return Pin("s", 1, json.dumps(messages).encode(), b'{"model": "m", "top_p": 0.5}')
+
+
+async def test_lines_of_stored_prompts_reach_the_upstream_rendered(
+    kafka_settings: Settings, tmp_path: Path
+) -> None:
+    async with (
+        running_upstream() as upstream,
+        running_lines(kafka_settings, tmp_path, {"a": upstream.url}) as lines,
+    ):
+        loop = "{% for word in words %}<{{ word }}>{% endfor %}"
+        stored = encode_pins([_pin("Sum up: {{text}}"), _pin(loop)])
+        await lines.store.put("batches/b1/plan/1", b"rows" + stored)
+        pins = ClaimCheck(key="batches/b1/plan/1", offset=4, length=len(stored))
+        asked = [
+            _prompt_line(1, 1, text="x" * 10 + "{{ text }}"),
+            _prompt_line(2, 2, words=["a", '"b"']),
+            _prompt_line(3, 2, words=7),
+        ]
+        await lines.release("b1", [0], tail=True, lines=asked, pins=pins)
+        lines.run("batch-worker")
+        lines.run("collector")
+        await lines.all_counted("b1", range(4))
+        kinds = {n: c.kind for n, c in lines.counted("b1").items()}
+        completed, failed = OutcomeKind.COMPLETED, OutcomeKind.FAILED
+        assert kinds == {0: completed, 1: completed, 2: completed, 3: failed}
+        told = {n: body["messages"][0]["content"] for (_, n), body in upstream.bodies.items() if n}
+        assert told == {1: "Sum up: xxxxxxxxxx{{ text }}", 2: '<a><"b">'}
+        assert upstream.bodies["b1", 1]["top_p"] == 0.5
+        rendered = await lines.rendered("b1")
+        error = rendered[3]["error"]
+        assert isinstance(error, dict)
+        assert error["code"] == "prompt_render_failed"
 
 
 async def test_a_killed_worker_repeats_only_what_it_held(

@@ -17,12 +17,14 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
 from schemas.records import (
     BatchSnapshot,
     BatchStatus,
+    ClaimCheck,
     CollectedLine,
     DoneLines,
     Outcome,
@@ -58,11 +60,15 @@ PARTITIONS = 2
 
 @dataclass
 class Upstream:
-    """Answers by model: 'hang' never, 'slow' after delay_s, others at once; counts each line."""
+    """Answers by model: 'hang' never, 'slow' after delay_s, others at once; counts each line.
+
+    bodies: the last request of each line.
+    """
 
     url: str = ""
     delay_s: float = 0.0
     served: Counter[tuple[str, int]] = field(default_factory=Counter)
+    bodies: dict[tuple[str, int], Any] = field(default_factory=dict)
     running: int = 0
     cut: int = 0
 
@@ -77,6 +83,7 @@ class Upstream:
         finally:
             self.running -= 1
         self.served[body["batch"], body["n"]] += 1
+        self.bodies[body["batch"], body["n"]] = body
         usage = {"prompt_tokens": 1, "completion_tokens": body["n"]}
         return web.json_response({"id": "x", "echo": body["n"], "usage": usage})
 
@@ -180,6 +187,7 @@ class Lines:
         partition: int = 0,
         slice_lines: int = 4,
         lines: Sequence[ReadyLine] = (),
+        pins: ClaimCheck | None = None,
     ) -> None:
         """Puts lines on line.ready, in slices."""
         ready = [*lines]
@@ -199,6 +207,7 @@ class Lines:
                         deadline_ms=FAR_MS,
                         created_at_ms=0,
                         tail=tail and part is slices[-1],
+                        pins=pins,
                         lines=tuple(part),
                     ),
                     key=batch,

@@ -4,129 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
 
 import pytest
 
 from schemas.codec import encode
-from schemas.records import ClaimCheck, DoneLines, Outcome, OutcomeKind, ReadyLine, ReadyLines
-from streams.adapters.inference_fake import (
-    Behaviour,
-    CutOff,
-    FakeInferenceClient,
-    Hang,
-    Reply,
-    Reset,
-    Script,
-)
-from streams.adapters.object_store_fake import FakeObjectStore
-from streams.batch_worker.caller import Caller
+from schemas.records import ClaimCheck, OutcomeKind, ReadyLine
+from streams.adapters.inference_fake import Behaviour, CutOff, Hang, Reply, Reset
 from streams.batch_worker.publisher import MAX_RECORD_BYTES, MAX_RECORD_OUTCOMES
-from streams.batch_worker.worker import Worker
-from streams.domain.clock import SystemClock
-from streams.domain.upstreams import ModelLimits, Upstream, UpstreamTable
-from streams.kafka.errors import SendFailed
-from tests.support.waiting import eventually
-
-CHAT = "/v1/chat/completions"
-FAR_MS = 1 << 50
-
-
-def _broken(error: BaseException) -> None:
-    raise error
-
-
-def raw(number: int, model: str = "m") -> bytes:
-    line = {"custom_id": f"c{number}", "method": "POST", "url": CHAT}
-    return json.dumps({**line, "body": {"model": model, "n": number}}).encode()
-
-
-class Bench:
-    """A worker with two upstreams, 'a' and 'b', and everything that it sent and finished."""
-
-    def __init__(self, a: Script | None = None, b: Script | None = None, limit: int = 4) -> None:
-        self.store = FakeObjectStore()
-        self.sent: list[DoneLines] = []
-        self.finished: list[int] = []
-        self.broker_fails = 0
-        self.upstreams = {
-            name: Upstream(
-                name=name,
-                base_url="http://x/v1",
-                models={"*": ModelLimits(), "alias": ModelLimits(upstream_name="real")},
-                max_in_flight=limit,
-                max_attempts=2,
-            )
-            for name in ("a", "b")
-        }
-        good: Script = lambda _path, _body: Reply()  # noqa: E731 - a default as short as it is
-        self.clients = {"a": FakeInferenceClient(a or good), "b": FakeInferenceClient(b or good)}
-        clock = SystemClock()
-        callers = {
-            name: Caller(
-                upstream,
-                self.clients[name],
-                self.store,
-                clock,
-                claim_check_bytes=2048,
-                random=lambda: 0.0,
-            )
-            for name, upstream in self.upstreams.items()
-        }
-        table = UpstreamTable(tuple(self.upstreams.values()))
-        self.changes = 0
-        self.worker = Worker("w", table, callers, self._send, clock, self._changed, _broken)
-
-    async def _send(self, record: DoneLines) -> None:
-        await asyncio.sleep(0)
-        if self.broker_fails:
-            self.broker_fails -= 1
-            raise SendFailed
-        self.sent.append(record)
-
-    def _changed(self) -> None:
-        self.changes += 1
-
-    def take(
-        self,
-        *lines: ReadyLine,
-        offset: int = 0,
-        pool: str = "a",
-        batch: str = "b1",
-        tail: bool = False,
-        partition: int = 0,
-        deadline_ms: int = FAR_MS,
-    ) -> None:
-        ready = ReadyLines(
-            batch_id=batch,
-            tenant="t",
-            at_ms=0,
-            endpoint=CHAT,
-            pool=pool,
-            deadline_ms=deadline_ms,
-            created_at_ms=0,
-            tail=tail,
-            lines=lines,
-        )
-        self.worker.take(ready, partition, lambda: self.finished.append(offset))
-
-    @property
-    def outcomes(self) -> list[Outcome]:
-        return [o for record in self.sent for o in record.outcomes]
-
-    def requests(self, upstream: str = "a") -> int:
-        return len(self.clients[upstream].requests)
-
-    def held(self, pool: str = "a") -> int:
-        return self.worker.pools[pool].held
-
-
-def lines(*numbers: int, attempt: int = 1) -> list[ReadyLine]:
-    return [ReadyLine(line=n, attempt=attempt, raw=raw(n)) for n in numbers]
-
-
-async def until(condition: Callable[[], object]) -> None:
-    await eventually(lambda: bool(condition()), within_s=5.0)
+from tests.support.worker_bench import CHAT, Bench, lines, raw, until
 
 
 async def test_a_slice_is_finished_once_the_broker_has_all_its_outcomes() -> None:
