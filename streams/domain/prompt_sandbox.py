@@ -24,7 +24,7 @@ from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from streams.domain.prompt_sandbox_check import ALLOWED, LOOP_FIELDS, Checker
+from streams.domain.prompt_sandbox_check import ALLOWED, AS_TEXT, LOOP_FIELDS, Checker
 from streams.domain.prompt_sandbox_filters import CONCATENATED, FILTERS, TESTS, concatenated
 from streams.domain.prompt_template import (
     MAX_RENDERED_BYTES,
@@ -37,15 +37,14 @@ from streams.domain.prompt_template import (
 )
 
 #: Bounds that keep reading a template quick, and far from Python's own limits.
-MAX_TOKENS = 20_000
+MAX_TOKENS = 10_000
 MAX_BRACKETS = 20
 #: What a sandbox keeps compiled.
-MAX_TEMPLATES = 256
+MAX_TEMPLATES = 128
 MAX_TEMPLATES_CHARS = 1 << 20
 
 _OPENING = ("lparen", "lbracket", "lbrace")
 _CLOSING = ("rparen", "rbracket", "rbrace")
-_AS_TEXT = "To have '{{', '{%' or '{#' in the text, put it between {% raw %} and {% endraw %}."
 
 
 class Analysis(NamedTuple):
@@ -182,8 +181,10 @@ def _checked(source: str) -> tuple[nodes.Template, Checker]:
     except TemplateError:
         raise
     except TemplateSyntaxError as error:
-        what = (error.message or "the template can't be read.")[:200]
-        raise TemplateError(f"{what} {ALLOWED} {_AS_TEXT}", error.lineno) from None
+        what = (error.message or "the template can't be read").rstrip(".")[:200]
+        raise TemplateError(f"{what}. {ALLOWED} {AS_TEXT}", error.lineno) from None
+    except ValueError:  # Python refuses to read thousands of digits.
+        raise TemplateError("A number in the template is too long.") from None
     except RecursionError:
         raise TemplateError("The template is nested too deeply.") from None
     except Exception:  # noqa: BLE001 (whatever a hostile template makes the parser raise)

@@ -23,7 +23,7 @@ from streams.domain.prompt_sandbox_filters import FILTERS, TESTS, TESTS_OF_TYPE,
 from streams.domain.prompt_template import TemplateError, check_name
 
 #: Bounds that keep compiling quick, and far from Python's own limits.
-MAX_NODES = 5000
+MAX_NODES = 2000
 MAX_DEPTH = 40
 MAX_ELIFS = 50
 MAX_LOOPS = 3
@@ -34,6 +34,7 @@ ALLOWED = (
     "Allowed are text, {{ variables }} and their items, {% if %}, {% for %} over a variable, "
     "comparisons, 'and', 'or', 'not', '~', filters and tests."
 )
+AS_TEXT = "To have '{{', '{%' or '{#' in the text, put it between {% raw %} and {% endraw %}."
 #: How the constructs are called that people try; the rest go by Jinja2's own name.
 _NAMES: dict[type[nodes.Node], str] = {
     nodes.Add: "'+'",
@@ -231,7 +232,8 @@ class Checker:
 def refusal(node: nodes.Node) -> TemplateError:
     """The error for a construct that isn't allowed."""
     name = _NAMES.get(type(node), type(node).__name__)
-    return TemplateError(f"{name} is not allowed. {ALLOWED}", node.lineno)
+    hint = f" {AS_TEXT}" if isinstance(node, nodes.Dict) else ""
+    return TemplateError(f"{name} is not allowed. {ALLOWED}{hint}", node.lineno)
 
 
 def _check_constant(value: object, line: int) -> None:
