@@ -3,6 +3,8 @@
     a deleted or expired file    its bytes, once no live batch reads them; then its tombstone
     an ended batch               its plan, claims and segments, but not its output files
     an orphaned upload           an object under files/ that no record names, after a day
+    a prompt's past              heads that a newer one replaced or that lost a race, and texts of
+                                 versions that no head lists: their tombstones
 
 Every gateway runs it. Nothing needs a lock: it deletes only what the log says has ended, deletions
 and tombstones may be repeated, and the grace period is far longer than a request, so a file that
@@ -19,7 +21,7 @@ import structlog
 
 from api.gateway import Gateway
 from schemas.records import BatchSnapshot, FileRecord
-from schemas.topics import FILE
+from schemas.topics import FILE, PROMPT
 from streams.domain import keys
 from streams.kafka.errors import KafkaBaseError
 from streams.ports.object_store import ObjectStoreError
@@ -33,9 +35,10 @@ _MANIFEST = ".manifest"
 
 @dataclass(frozen=True, kw_only=True)
 class CleanupTimes:
-    """Seconds. grace_s: from a file's or batch's end to the end of its bytes. orphan_s: the age
-    at which an object without a record is one nobody will name. forget_s: how long the read
-    model remembers a file that is gone."""
+    """Seconds. grace_s: from a file's or batch's end to the end of its bytes, and from a prompt's
+    head to its tombstone once it is replaced. orphan_s: the age at which an object without a
+    record, or a version's text that no head lists, is one nobody will name. forget_s: how long
+    the read model remembers a file that is gone."""
 
     pass_every_s: float = 60.0
     uploads_every_s: float = 3600.0
@@ -83,6 +86,7 @@ class Cleanup:
             for batch in batches:
                 await self._remove_working_objects(batch)
         await self._gateway.rows.forget_files(self._before_ms(self._times.forget_s))
+        await self._end_past_prompts()
 
     async def remove_orphaned_uploads(self) -> None:
         """Looks at every uploaded object. Raises KafkaBaseError, ObjectStoreError."""
@@ -106,11 +110,23 @@ class Cleanup:
             await self._gateway.store.delete(by_id[file_id])
             log.info("An orphan was removed.", action="orphan_removed", file_id=file_id)
 
+    async def _end_past_prompts(self) -> None:
+        # What counts no more never counts again: revisions only grow, a text that was taken from
+        # the list is never put back, and a new one is listed within minutes or not at all.
+        heads_ms = self._before_ms(self._times.grace_s)
+        texts_ms = self._before_ms(self._times.orphan_s)
+        while old := await self._gateway.prompts.garbage(
+            heads_ms=heads_ms, texts_ms=texts_ms, limit=_ROUND
+        ):
+            for key in old:
+                await self._gateway.send(PROMPT, key, None)
+            await self._gateway.sync()
+            log.info("Old records of prompts ended.", action="prompts_cleaned", records=len(old))
+
     async def _remove_file(self, file: FileRecord) -> None:
         await self._gateway.store.delete(file.object.key)
         await self._gateway.store.delete(file.object.key + _MANIFEST)
-        async with asyncio.timeout(self._gateway.timeouts.send_s):
-            await self._gateway.producer.send(FILE, file.file_id, None)
+        await self._gateway.send(FILE, file.file_id, None)
         log.info("A file's bytes were removed.", action="file_removed", file_id=file.file_id)
 
     async def _remove_working_objects(self, batch: BatchSnapshot) -> None:
