@@ -34,11 +34,11 @@ def raw(number: int, model: str = "m") -> bytes:
 
 
 class FakeRenderer:
-    """Says what it was asked; answers with `texts`, or raises `error`, after `gate`."""
+    """Notes what it is asked; answers with `answer` or raises `error`, once `gate` is open."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[tuple[str, ...], Any, str]] = []
-        self.texts: list[str] = []
+        self.answer: Callable[[Any], Sequence[str]] = lambda _variables: ()
         self.error: Exception | None = None
         self.gate = asyncio.Event()
         self.gate.set()
@@ -50,7 +50,7 @@ class FakeRenderer:
         await self.gate.wait()
         if self.error is not None:
             raise self.error
-        return [json.dumps(text).encode() for text in self.texts]
+        return [json.dumps(text).encode() for text in self.answer(json.loads(variables))]
 
 
 class Bench:

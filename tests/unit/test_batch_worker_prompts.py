@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from streams.domain import prompt_template
 from streams.domain.clock import SystemClock
 from streams.domain.prompt_pins import Pin
 from streams.domain.prompt_template import RenderFailed, RenderTimeout, RenderTooLarge
-from tests.support.worker_bench import Bench, lines, until
+from tests.support.prompts import Book, book, mixed_jsonl, mixed_lines, responses_lines
+from tests.support.worker_bench import CHAT, Bench, lines, until
 from tests.support.worker_prompts import PLAIN, SYSTEM, ask, pin, planned, prompt_raw, ran, user
 
 RESPONSES = "/v1/responses"
@@ -82,6 +84,42 @@ async def test_literal_lines_and_lines_of_several_versions_share_a_slice() -> No
         (2, "small"),
         (3, "m"),
     ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_file_of_all_kinds_of_lines_becomes_what_the_rules_say(seed: int) -> None:
+    rng = random.Random(seed)
+    prompts = book()
+    styled = prompts.versions["styled"][0].by_hand
+    assert styled is not None
+    for endpoint, made in ((CHAT, mixed_lines), (RESPONSES, responses_lines)):
+        bench = Bench(limit=16)
+        # Its first text is plain, the second one goes to the renderer.
+        bench.renderer.answer = lambda variables: styled(variables)[1:]
+        asked = made("r", 132, rng)
+        versions = list(prompts.pins(asked))
+        pins = await planned(bench, *(stored(slug, n, prompts) for slug, n in versions))
+        items = []
+        for number, raw in enumerate(mixed_jsonl(asked).splitlines()):
+            version = prompts.pin_of(asked[number])
+            at = versions.index(version) + 1 if version else 0
+            items.append(ReadyLine(line=number, attempt=1, raw=raw, pin=at))
+        await ran(bench, *items, pins=pins, endpoint=endpoint)
+        got = {key_of(body): body for body in bench.bodies()}
+        assert got == {line["custom_id"]: prompts.body(line) for line in asked}
+        assert {o.kind for o in bench.outcomes} == {OutcomeKind.COMPLETED}
+
+
+def stored(slug: str, number: int, prompts: Book) -> Pin:
+    """A version as the registry stores it."""
+    version = prompts.versions[slug][number - 1]
+    messages, config = version.messages, version.model_config
+    return Pin(slug, number, json.dumps(messages).encode(), json.dumps(config).encode())
+
+
+def key_of(body: Any) -> str:
+    """The custom id of the line that a body was made of."""
+    return str(body["user"])
 
 
 async def test_a_batch_without_prompts_reads_no_pins() -> None:
@@ -167,7 +205,7 @@ SANDBOXED = pin(
 async def test_texts_that_are_not_plain_are_rendered_apart_and_put_in_place() -> None:
     bench = Bench()
     pins = await planned(bench, SANDBOXED)
-    bench.renderer.texts = ['Long "doc"\n', "DOC"]
+    bench.renderer.answer = lambda _variables: ['Long "doc"\n', "DOC"]
     await ran(bench, ask(variables={"text": "doc", "long": True}), pins=pins)
     sources, variables, fair_key = bench.renderer.asked[0]
     assert sources == ("{% if long %}Long{% endif %} {{text}}", "{{ text|upper }}")
@@ -179,7 +217,7 @@ async def test_texts_that_are_not_plain_are_rendered_apart_and_put_in_place() ->
 async def test_the_renderer_gets_plain_texts_from_typed_ones() -> None:
     bench = Bench()
     pins = await planned(bench, SANDBOXED)
-    bench.renderer.texts = ["a", "b"]
+    bench.renderer.answer = lambda _variables: ["a", "b"]
     text = {"type": "input_text", "text": "doc"}
     body = {"prompt": {"id": "s", "variables": {"text": text, "long": 0}}}
     line = ReadyLine(line=0, attempt=1, raw=prompt_raw(0, body), pin=1)
@@ -239,7 +277,7 @@ async def test_a_line_that_waits_for_its_rendering_holds_up_no_other() -> None:
     bench.take(ask(1, 2, variables={"text": "fast"}), *lines(2), pins=pins, offset=2)
     await until(lambda: bench.finished == [2])
     assert bench.held() == 1
-    bench.renderer.texts = ["a", "b"]
+    bench.renderer.answer = lambda _variables: ["a", "b"]
     bench.renderer.gate.set()
     await until(lambda: bench.finished == [2, 1])
 
@@ -263,7 +301,7 @@ async def test_a_line_whose_window_ends_while_it_is_rendered_is_not_sent() -> No
     bench.take(ask(variables={"text": "x", "long": 1}), pins=pins, deadline_ms=soon_ms)
     await until(lambda: bench.renderer.asked)
     await until(lambda: SystemClock().now_ms() > soon_ms)
-    bench.renderer.texts = ["a", "b"]
+    bench.renderer.answer = lambda _variables: ["a", "b"]
     bench.renderer.gate.set()
     await until(lambda: bench.finished)
     assert (bench.requests(), bench.sent) == (0, [])
@@ -277,7 +315,7 @@ async def test_a_prompt_line_delivered_again_joins_the_one_that_is_rendered() ->
     bench.take(line, pins=pins, offset=1)
     await until(lambda: bench.renderer.asked)
     bench.take(line, pins=pins, offset=2)
-    bench.renderer.texts = ["a", "b"]
+    bench.renderer.answer = lambda _variables: ["a", "b"]
     bench.renderer.gate.set()
     await until(lambda: len(bench.finished) == 2)
     assert (len(bench.renderer.asked), bench.requests(), len(bench.outcomes)) == (1, 1, 1)
