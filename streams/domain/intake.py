@@ -85,6 +85,7 @@ class Intake:
         """Raises KeyError for an endpoint that isn't in intake_lines.ENDPOINTS."""
         self._rules = rules
         self._decode = lines.decoder(rules.endpoint)
+        self._decode_prompted = lines.prompted_decoder(rules.endpoint)
         self._counts_inputs = rules.endpoint == "/v1/embeddings"
         self._plan = PlanBuilder()
         self._models: dict[str | None, int] = {}
@@ -104,6 +105,8 @@ class Intake:
         self._blank = 0
         #: Embedding inputs so far.
         self.inputs = 0
+        #: Whether all of the present block is UTF-8, so that no line needs a look.
+        self._is_utf8 = True
         #: Of the lines so far, with the texts of their prompts.
         self._input_bytes = 0
         #: Reading on can't change the verdict.
@@ -176,32 +179,36 @@ class Intake:
             block = block[len(_BOM) :]
         found = block.split(b"\n")
         found.pop()
-        self._take_lines(found, is_utf8=_is_utf8(block), has_cr=b"\r" in block)
+        self._is_utf8 = _is_utf8(block)
+        self._take_lines(found, has_cr=b"\r" in block)
 
-    def _take_lines(self, found: list[bytes], *, is_utf8: bool, has_cr: bool) -> None:
-        """The hot loop: what is usual is done here, everything else in _take_unusual()."""
+    def _take_lines(self, found: list[bytes], *, has_cr: bool) -> None:
+        """The hot loop: usual lines with messages are taken here, everything else elsewhere."""
         decode, models, seen, plan = self._decode, self._models, self._seen, self._plan.add
         longest, most = self._rules.max_line_bytes, self._rules.max_lines
-        counts_inputs, find = self._counts_inputs, self._pins.find
+        counts_inputs, is_utf8 = self._counts_inputs, self._is_utf8
+        #: Lines with a prompt are seldom alone: after one, the next is tried as one first.
+        prompted = False
         for line in found:
             length = len(line) - (has_cr and line.endswith(b"\r"))
+            if prompted and (prompted := self._take_prompted(line, length)):
+                self._offset += len(line) + 1
+                continue
             row = self._row
             try:
                 if not is_utf8:
                     line.decode()
                 parsed = decode(line)
                 body = parsed.body
-                if body.slug is None and body.form is None:
-                    pinned, number = None, models[body.model]
-                else:
-                    pinned, given = find(body)
-                    number = models[body.model or pinned.model]
+                number = models[body.model]
             except _UNUSUAL:
-                self._take_unusual(line, length)
+                prompted = self._take_prompted(line, length)
+                if not prompted:
+                    self._take_unusual(line, length)
             else:
                 if (
                     body.stream
-                    or (pinned is None and body.needed == _NULL)
+                    or body.needed == _NULL
                     or length > longest
                     or row >= most
                     or self._blank
@@ -209,8 +216,6 @@ class Intake:
                     self._take_unusual(line, length)
                 elif seen.setdefault(hash(parsed.custom_id), row) != row:
                     self._add_duplicate(parsed.custom_id)
-                elif pinned is not None:
-                    self._add_prompted(length, number, pinned, given)
                 else:
                     if counts_inputs:
                         self.inputs += lines.count_inputs(body.needed)
@@ -220,6 +225,27 @@ class Intake:
             if self.stopped:
                 return
             self._offset += len(line) + 1
+
+    def _take_prompted(self, line: bytes, length: int) -> bool:
+        """Takes a usual line with a stored prompt; False if it isn't one."""
+        try:
+            if not self._is_utf8:
+                line.decode()
+            parsed = self._decode_prompted(line)
+            body = parsed.body
+            pinned, given = self._pins.find(body)
+            number = self._models[body.model or pinned.model]
+        except _UNUSUAL:
+            return False
+        row, rules = self._row, self._rules
+        too_much = length > rules.max_line_bytes or row >= rules.max_lines
+        if body.stream or too_much or self._blank:
+            return False
+        if self._seen.setdefault(hash(parsed.custom_id), row) != row:
+            self._add_duplicate(parsed.custom_id)
+        else:
+            self._add_prompted(length, number, pinned, given)
+        return True
 
     def _take_unusual(self, line: bytes, length: int) -> None:
         """A line that is bad, blank, too long, too many, or the first with its model."""

@@ -1,7 +1,8 @@
 """What a line of an input file must look like, and what is wrong with one that doesn't.
 
-A good line is read by one decoder call that checks everything at C speed. A line which that call
-refuses is read again, slowly, to name the first thing wrong with it.
+A good line is read by one decoder call that checks everything at C speed; there is one decoder for
+lines with messages, and one for lines with a stored prompt. A line which both refuse is read again,
+slowly, to name the first thing wrong with it.
 
 JSON is strict: no NaN, no trailing comma, no unpaired surrogate (a lone `\\ud83d`, which no model
 server could encode), no bytes that are not UTF-8, at most some hundred levels of nesting.
@@ -20,7 +21,6 @@ from msgspec import Raw
 
 from schemas.errors import ValidationCode
 from streams.domain.prompt_request import (
-    PROMPT_ENDPOINTS,
     PromptUse,
     UseError,
     prompt_use,
@@ -38,6 +38,7 @@ _SHOWN_CHARS = 80
 _MESSAGE_CHARS = 300
 #: Where a body's `prompt` may name a stored prompt.
 _FORM_ENDPOINT = "/v1/responses"
+_MODEL = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_MODEL_CHARS)]
 #: An input list with more commas is estimated, because reading it costs 60 bytes an item.
 _MAX_COMMAS = 200_000
 _NULL = Raw(b"null")
@@ -73,27 +74,12 @@ class LineError(Exception):
         self.param = param
 
 
-class ParsedForm(Protocol):
-    """The `prompt` of a /v1/responses body, which names a stored prompt."""
-
-    id: str
-    version: int | str | None
-    variables: dict[str, Raw] | None
-
-
 class ParsedBody(Protocol):
-    """The parts of a body that intake looks at; `needed` is messages, input or prompt.
+    """The parts of a body that intake looks at; `needed` is messages, input or prompt."""
 
-    slug, version, variables: what names a stored prompt, or all None; form: another way to.
-    """
-
-    model: str | None
+    model: str
     needed: Raw
     stream: bool | None
-    slug: str | None
-    version: int | None
-    variables: dict[str, Raw] | None
-    form: ParsedForm | None
 
 
 class ParsedLine(Protocol):
@@ -103,14 +89,74 @@ class ParsedLine(Protocol):
     body: ParsedBody
 
 
+class ParsedForm(Protocol):
+    """The `prompt` of a /v1/responses body, which names a stored prompt."""
+
+    id: str
+    version: int | str | None
+    variables: dict[str, Raw] | None
+
+
+class PromptedBody(Protocol):
+    """A body that names a stored prompt: by `slug`, or on /v1/responses also by `form`."""
+
+    model: str | None
+    stream: bool | None
+    slug: str | None
+    version: int | None
+    variables: dict[str, Raw] | None
+    form: ParsedForm | None
+
+
+class PromptedLine(Protocol):
+    """Such a line whose JSON, types, method and url are right."""
+
+    custom_id: str
+    body: PromptedBody
+
+
 @lru_cache
 def decoder(path: str) -> Callable[[bytes], ParsedLine]:
     """Reads a line of this endpoint, and raises for nearly everything that can be wrong with it.
 
-    Left to the caller, who does them once a block or with a look-up: UTF-8 of what is not read,
-    `stream`, a `needed` of null, a stored prompt, the model, the repeated custom_id. It also
-    raises for some good lines, such as one with messages and `variables` of another meaning.
+    Also for a line that names a stored prompt. Left to the caller, who does them once a block or
+    with a look-up: UTF-8 of what is not read, `stream`, a `needed` of null, the model, the
+    repeated custom_id.
     """
+    fields: list[Any] = [
+        ("model", _MODEL),
+        ("needed", Raw, msgspec.field(name=ENDPOINTS[path].needed)),
+        ("stream", bool | None, None),
+        ("slug", None, msgspec.field(name="prompt_slug", default=None)),
+    ]
+    if path == _FORM_ENDPOINT:
+        fields.append(("form", None, msgspec.field(name="prompt", default=None)))
+    return _decoder(path, msgspec.defstruct("Body", fields, gc=False))
+
+
+@lru_cache
+def prompted_decoder(path: str) -> Callable[[bytes], PromptedLine]:
+    """The same for lines that name a stored prompt; raises for others.
+
+    Left to the caller besides: the prompt, its variables, a slug beside a form.
+    """
+    fields: list[Any] = [
+        ("model", _MODEL | None, None),
+        ("slug", str | None, msgspec.field(name="prompt_slug", default=None)),
+        ("variables", dict[str, Raw] | None, None),
+        ("version", int | None, msgspec.field(name="prompt_version", default=None)),
+        ("stream", bool | None, None),
+        ("needed", None, msgspec.field(name=ENDPOINTS[path].needed, default=None)),
+    ]
+    others: dict[str, Any] = {}
+    if path == _FORM_ENDPOINT:
+        fields.append(("form", _Form | None, msgspec.field(name="prompt", default=None)))
+    else:
+        others["form"] = None
+    return _decoder(path, msgspec.defstruct("PromptedBody", fields, namespace=others, gc=False))
+
+
+def _decoder(path: str, body: type[msgspec.Struct]) -> Callable[[bytes], Any]:
     text = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_CUSTOM_ID_CHARS)]
     line = msgspec.defstruct(
         "Line",
@@ -118,36 +164,12 @@ def decoder(path: str) -> Callable[[bytes], ParsedLine]:
             ("custom_id", text),
             ("method", Literal["POST"]),
             ("url", Literal[path]),
-            ("body", _body_type(path)),
+            ("body", body),
         ],
         gc=False,
     )
     decode: Callable[[bytes], Any] = msgspec.json.Decoder(line).decode
     return decode
-
-
-def _body_type(path: str) -> type[msgspec.Struct]:
-    model = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_MODEL_CHARS)]
-    needed = msgspec.field(name=ENDPOINTS[path].needed, default=_NULL)
-    takes_prompts = path in PROMPT_ENDPOINTS
-    slug: Any = str | None if takes_prompts else None
-    fields: list[Any] = [
-        ("model", model | None, None),
-        ("needed", Raw, needed),
-        ("stream", bool | None, None),
-        ("slug", slug, msgspec.field(name="prompt_slug", default=None)),
-    ]
-    others: dict[str, Any] = {"version": None, "variables": None, "form": None}
-    if takes_prompts:
-        del others["version"], others["variables"]
-        fields += [
-            ("variables", dict[str, Raw] | None, None),
-            ("version", int | None, msgspec.field(name="prompt_version", default=None)),
-        ]
-    if path == _FORM_ENDPOINT:
-        del others["form"]
-        fields.append(("form", _Form | None, msgspec.field(name="prompt", default=None)))
-    return msgspec.defstruct("Body", fields, namespace=others, gc=False)
 
 
 class _Form(msgspec.Struct, gc=False):

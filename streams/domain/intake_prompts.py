@@ -14,7 +14,7 @@ from msgspec import Raw
 
 from schemas.errors import ValidationCode
 from schemas.records import PinnedPrompt
-from streams.domain.intake_lines import LineError, ParsedBody, is_null, shown
+from streams.domain.intake_lines import LineError, PromptedBody, is_null, shown
 from streams.domain.prompt import Prompt, PromptError, compile_prompt
 from streams.domain.prompt_pins import MAX_PINS, MAX_PINS_BYTES, Pin, encode_pins
 from streams.domain.prompt_registry import Resolved, Unresolved
@@ -109,7 +109,7 @@ class Pins:
         self._pinned: dict[tuple[str, int], Pinned] = {}
         self._bytes = 0
 
-    def find(self, body: ParsedBody) -> tuple[Pinned, Variables | None]:
+    def find(self, body: PromptedBody) -> tuple[Pinned, Variables | None]:
         """The hot path: the version that a usual body names, and the variables for it.
 
         Raises KeyError for a first use, for what is wrong and for what is rare: pin() tells.
@@ -120,8 +120,9 @@ class Pins:
         else:
             # An object may be OpenAI's typed form of a text.
             found, given, odd = self._known[form.id, form.version], form.variables, _BRACE
-        both = form is not None and body.slug is not None
-        if both or not is_null(body.needed) or not found.is_filled_by(given or _NOTHING, odd):
+            if body.slug is not None:
+                raise KeyError
+        if not found.is_filled_by(given or _NOTHING, odd):
             raise KeyError
         return found, given
 
