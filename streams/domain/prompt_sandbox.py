@@ -69,6 +69,15 @@ class Sandbox:
         self._compiled: OrderedDict[str, tuple[Template, frozenset[str]]] = OrderedDict()
         self._chars = 0
 
+    def prepare(self, source: str) -> None:
+        """Compiles a template, which takes far longer than rendering it. Raises RenderError."""
+        try:
+            self._template(source)
+        except MemoryError:
+            raise RenderTimeout from None
+        except Exception:  # noqa: BLE001 (as in render)
+            raise RenderFailed from None
+
     def render(self, source: str, variables: Mapping[str, Any]) -> str:
         """The template's text with these variables, which are JSON values.
 
