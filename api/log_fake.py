@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from api.log_port import Positions
@@ -23,6 +23,8 @@ class FakeLog:
 
     unreachable: sends, polls and ends fail. held: readers see nothing new. name: the identity;
     change it to have made the cluster anew. ends_asked: how often readers asked for the ends.
+    lose_answer: asked for each record that was written; where it says yes, the sender gets an
+    error all the same.
     """
 
     def __init__(self, clock: Clock | None = None) -> None:
@@ -30,6 +32,7 @@ class FakeLog:
         self.unreachable = False
         self.held = False
         self.ends_asked = 0
+        self.lose_answer: Callable[[ReadRecord], bool] = lambda _: False
         self.records: dict[tuple[str, int], list[ReadRecord]] = defaultdict(list)
         self.arrived = asyncio.Event()
         self._clock = clock or SystemClock()
@@ -43,8 +46,11 @@ class FakeLog:
         partition = partition_for(key, topic.partitions)
         records = self.records[topic.name, partition]
         place = Place(partition, len(records))
-        records.append(ReadRecord(topic, partition, place.offset, self._clock.now_ms(), key, value))
+        written = ReadRecord(topic, partition, place.offset, self._clock.now_ms(), key, value)
+        records.append(written)
         self.wake()
+        if self.lose_answer(written):
+            raise SendFailed("The fake log was told to lose this answer.")
         return place
 
     def reader(self, topics: Sequence[Topic]) -> FakeReader:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -18,7 +19,7 @@ class Answer:
 
     status: int
     body: Json
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str]
 
     @property
     def etag(self) -> str:
@@ -44,14 +45,16 @@ class PromptsApi:
     def __init__(self, gateway: GatewayUnderTest, tenant: str = "acme") -> None:
         self._http: aiohttp.ClientSession = gateway.http(tenant)
 
-    async def call(self, method: str, path: str = "", *, headers: Any = None, **body: Any) -> Answer:
-        """A request below /v1/prompts with this JSON body, none if it is empty."""
+    async def call(
+        self, method: str, path: str = "", *, headers: Mapping[str, str] | None = None, **body: Any
+    ) -> Answer:
+        """A request below /v1/prompts with this JSON body, none if it is empty; or `raw` bytes."""
         sent = body.pop("raw", None) or body or None
         how: Json = {"data": sent} if isinstance(sent, bytes) else {"json": sent}
         async with self._http.request(
             method, f"/v1/prompts{path}", headers=headers, **how
         ) as answer:
-            return Answer(answer.status, await answer.json(), dict(answer.headers))
+            return Answer(answer.status, await answer.json(), answer.headers)
 
     async def get(self, path: str = "", **query: Any) -> Answer:
         """A read."""
