@@ -24,7 +24,7 @@ from api.read_model.queries import Queries
 from api.read_model.schema import TOPICS
 from api.read_model.store import ReadModelStore
 from api.render_port import TextRenderer
-from api.routes import batches, content, files, models, prompt_versions, prompts
+from api.routes import batches, content, files, from_prompt, models, prompt_versions, prompts
 from schemas.metrics import Metrics
 from streams.adapters.object_store import open_store
 from streams.domain.clock import Clock, SystemClock
@@ -54,7 +54,7 @@ def build_app(gateway: Gateway, metrics: Metrics) -> web.Application:
     app[GATEWAY] = gateway
     app[middleware.METRICS] = metrics
     middleware.install(app)
-    for module in (files, content, batches, models, prompts, prompt_versions):
+    for module in (files, content, batches, from_prompt, models, prompts, prompt_versions):
         app.add_routes(module.routes)
     return app
 

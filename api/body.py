@@ -49,13 +49,23 @@ def decoded_object(raw: bytes) -> dict[str, Any]:
     try:
         body = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(
-            "We could not parse the JSON body of your request. (HINT: The API expects a JSON "
-            "payload, but what was sent was not valid JSON.)"
-        ) from error
+        raise not_json() from error
     if not isinstance(body, dict):
-        raise InvalidRequest("The body of your request must be a JSON object.", code="invalid_type")
+        raise not_object()
     return body
+
+
+def not_json() -> InvalidRequest:
+    """The error for a body that isn't JSON."""
+    return InvalidRequest(
+        "We could not parse the JSON body of your request. (HINT: The API expects a JSON "
+        "payload, but what was sent was not valid JSON.)"
+    )
+
+
+def not_object() -> InvalidRequest:
+    """The error for a body that is JSON, but no object."""
+    return InvalidRequest("The body of your request must be a JSON object.", code="invalid_type")
 
 
 def _too_large(max_bytes: int) -> TooLarge:

@@ -37,6 +37,8 @@ T = TypeVar("T")
 
 #: Uploads at once.
 MAX_UPLOADS = 64
+#: Batches made from rows at once.
+MAX_MAKINGS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,8 @@ class Gateway:
     timeouts: Timeouts = Timeouts()
     #: Each upload holds a megabyte or two.
     uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_UPLOADS))
+    #: Each batch made from rows holds its request's body, and that twice.
+    makings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_MAKINGS))
 
     #: What the templates of stored prompts read.
     prompt_facts: PromptFacts = field(default_factory=PromptFacts)

@@ -29,10 +29,10 @@ _CODES: dict[type[RenderError], LineCode] = {
 
 async def preview(gateway: Gateway, text: PromptVersion, asked: RenderRequest, number: int) -> JSON:
     """The rendering of version `number`. Raises InvalidRequest."""
-    prompt = await _compiled(text)
+    prompt = await compiled(text)
     refusal = prompt.refusal(asked.variables)
     if refusal is not None:
-        raise _refused(refusal)
+        raise refused(refusal, "variables")
     try:
         rendered: list[bytes] = []
         if prompt.sandboxed:
@@ -50,7 +50,8 @@ async def preview(gateway: Gateway, text: PromptVersion, asked: RenderRequest, n
     return prompt_views.rendering(text.slug, number, field, messages, body)
 
 
-async def _compiled(text: PromptVersion) -> Prompt:
+async def compiled(text: PromptVersion) -> Prompt:
+    """A version, ready to render. Raises InvalidRequest."""
     try:
         return await asyncio.to_thread(compile_prompt, text.messages, text.model_config)
     except PromptError as error:
@@ -58,10 +59,11 @@ async def _compiled(text: PromptVersion) -> Prompt:
         raise InvalidRequest(error.message, param=error.param, code="invalid_value") from error
 
 
-def _refused(refusal: VariableRefusal) -> InvalidRequest:
+def refused(refusal: VariableRefusal, param: str) -> InvalidRequest:
+    """The error for a variable; param: what holds the variables."""
     name = checks.shortened(refusal.name)
     if refusal.why == "missing":
         message, code = f"The prompt needs the variable '{name}'.", "missing_required_parameter"
     else:
         message, code = f"The prompt can't use null as its variable '{name}'.", "invalid_value"
-    return InvalidRequest(message, param=f"variables.{name}", code=code)
+    return InvalidRequest(message, param=f"{param}.{name}", code=code)

@@ -80,14 +80,19 @@ async def receive(request: web.Request, gateway: Gateway, tenant: str) -> FileRe
 
 
 async def store_lines(
-    gateway: Gateway, tenant: str, lines: Iterable[bytes], filename: str
+    gateway: Gateway,
+    tenant: str,
+    lines: Iterable[bytes],
+    filename: str,
+    file_id: str | None = None,
 ) -> FileRecord:
     """Stores a file of purpose 'batch' made here; returns its record, not yet published.
 
-    Raises TooLarge, ObjectStoreError, and whatever `lines` does; then nothing is left behind.
+    file_id: of a file that is made again, the same to the byte; else it gets a new one. Raises
+    TooLarge, ObjectStoreError, and whatever `lines` does; then nothing is left behind.
     """
     form = _Form(gateway.settings, {"purpose": bytearray(BATCH.encode())})
-    file_id = new_file_id()
+    file_id = file_id or new_file_id()
     key = keys.uploaded_file(tenant, file_id)
     async with gateway.store.writer(key) as writer:
         form.begin_file(PartBegin("file", filename), writer)

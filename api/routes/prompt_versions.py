@@ -24,7 +24,7 @@ _MAX_LIMIT = 100
 routes = web.RouteTableDef()
 
 
-class _Found(NamedTuple):
+class FoundVersion(NamedTuple):
     """A version, and its prompt as it was when the version was looked for."""
 
     head: PromptHead
@@ -72,7 +72,7 @@ async def get(request: web.Request) -> web.Response:
     gateway, slug, number = request.app[GATEWAY], slug_of(request), request.match_info["number"]
     if not (number.isascii() and number.isdigit() and 0 < int(number[:20]) <= MAX_VERSION):
         raise prompt_writes.no_version(slug, number)
-    found = await _found(gateway, request[TENANT], slug, int(number))
+    found = await found_version(gateway, request[TENANT], slug, int(number))
     facts = await gateway.prompt_facts.of(found.text)
     return views.answer(
         prompt_views.version(found.head, found.ref, found.text, facts),
@@ -85,22 +85,24 @@ async def render(request: web.Request) -> web.Response:
     """What a line with these variables would send. Nothing is sent."""
     gateway, slug = request.app[GATEWAY], slug_of(request)
     asked = await read_render(request)
-    found = await _found(gateway, request[TENANT], slug, asked.version)
+    found = await found_version(gateway, request[TENANT], slug, asked.version)
     body = await preview(gateway, found.text, asked, found.ref.number)
     return views.answer(body, {hdrs.ETAG: etag(found.head)})
 
 
-async def _found(gateway: Gateway, tenant: str, slug: str, number: int | None) -> _Found:
+async def found_version(
+    gateway: Gateway, tenant: str, slug: str, number: int | None
+) -> FoundVersion:
     """A version by its number; None: the published one. Raises NotFound, InvalidRequest."""
 
-    async def ask() -> _Found | None:
+    async def ask() -> FoundVersion | None:
         head = await gateway.prompts.prompt(tenant, slug)
         wanted = head.published if head is not None and number is None else number
         ref = None if head is None or wanted is None else listed(head, wanted)
         if head is None or ref is None:
             return None
         text = await gateway.prompts.text(tenant, slug, ref.version_id)
-        return None if text is None else _Found(head, ref, text)
+        return None if text is None else FoundVersion(head, ref, text)
 
     found = await gateway.surely(ask)
     if found is not None:
