@@ -23,6 +23,8 @@ from streams.batch_worker.caller import Caller
 from streams.batch_worker.ended import StatusFollower
 from streams.batch_worker.load import LoadReporter, Progress
 from streams.batch_worker.meter import WorkerMeter
+from streams.batch_worker.prompt_line import PromptRequests
+from streams.batch_worker.prompts import PromptCache
 from streams.batch_worker.worker import Worker
 from streams.domain.clock import SystemClock
 from streams.domain.upstreams import UpstreamTable, UpstreamTableError
@@ -33,6 +35,7 @@ from streams.kafka.reader import TopicReader
 from streams.kafka.role import Consumed, Role
 from streams.ports.inference import InferenceClient
 from streams.ports.object_store import ObjectStore, ObjectStoreError
+from streams.rendering.renderer import Renderer
 from streams.settings import Settings, load_upstreams
 
 log = structlog.get_logger(__name__)
@@ -91,6 +94,10 @@ class BatchWorker(Service):
         self._changed = asyncio.Event()
         self._beside = Tasks(role.crash)
         self._clients: dict[str, InferenceClient] = {}
+        #: Its processes start with the first line that needs them.
+        self._renderer = Renderer(metrics=role.metrics)
+        cache = PromptCache(store, self._clock)
+        self._prompts = PromptRequests(cache, self._renderer, self._clock)
         self._status = TopicReader(role.settings, [BATCH_STATUS], metrics=role.metrics)
 
     async def on_start(self) -> None:
@@ -124,6 +131,7 @@ class BatchWorker(Service):
         await self._beside.stop(0.0)
         for client in self._clients.values():
             await client.close()
+        await self._renderer.stop()
         await self._status.stop()
 
     async def consume(self, records: AsyncIterator[Consumed]) -> None:
@@ -167,6 +175,7 @@ class BatchWorker(Service):
             self._clients[upstream],
             self._store,
             self._clock,
+            self._prompts,
             claim_check_bytes=min(self._role.settings.claim_check_bytes, _MAX_TRAVELLING_BYTES),
             random=random.random,
         )

@@ -9,6 +9,7 @@ for it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -24,6 +25,7 @@ from streams.domain.prompt import Prompt
 from streams.domain.prompt_pins import PinsError
 from streams.domain.prompt_request import UseError, prompt_use
 from streams.domain.prompt_template import RenderFailed, RenderTimeout, RenderTooLarge
+from streams.rendering.renderer import RendererStoppedError
 
 
 class TextRenderer(Protocol):
@@ -92,6 +94,9 @@ class PromptRequests:
                 if ready.deadline_ms <= self._clock.now_ms():
                     return None
             body = prompt.body(ready.endpoint, asked.fields, asked.variables, rendered)
+        except RendererStoppedError:
+            # The worker stops: the line is left to be delivered again, as if it had been cut.
+            raise asyncio.CancelledError from None
         except RenderFailed:
             return Unsendable(FailureReason.PROMPT_FAILED, asked.custom_id, shown)
         except RenderTimeout:

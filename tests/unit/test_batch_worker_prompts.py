@@ -14,6 +14,7 @@ from streams.domain import prompt_template
 from streams.domain.clock import SystemClock
 from streams.domain.prompt_pins import Pin
 from streams.domain.prompt_template import RenderFailed, RenderTimeout, RenderTooLarge
+from streams.rendering.renderer import RendererStoppedError
 from tests.support.prompts import Book, book, mixed_jsonl, mixed_lines, responses_lines
 from tests.support.worker_bench import CHAT, Bench, lines, until
 from tests.support.worker_prompts import PLAIN, SYSTEM, ask, pin, planned, prompt_raw, ran, user
@@ -305,6 +306,16 @@ async def test_a_line_whose_window_ends_while_it_is_rendered_is_not_sent() -> No
     bench.renderer.gate.set()
     await until(lambda: bench.finished)
     assert (bench.requests(), bench.sent) == (0, [])
+
+
+async def test_a_line_that_was_not_rendered_because_the_worker_stops_stays_unfinished() -> None:
+    bench = Bench()
+    pins = await planned(bench, SANDBOXED)
+    bench.renderer.error = RendererStoppedError()
+    bench.take(ask(variables={"text": "x", "long": 1}), pins=pins)
+    await until(lambda: bench.renderer.asked)
+    await until(lambda: bench.worker.pools["a"].running == 0)
+    assert (bench.finished, bench.sent) == ([], [])
 
 
 async def test_a_prompt_line_delivered_again_joins_the_one_that_is_rendered() -> None:
