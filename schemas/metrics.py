@@ -165,6 +165,28 @@ POOL_CREDITS = Metric(
     "backhaul_pool_credits", MetricKind.GAUGE, "Lines a pool is willing to hold.", ("pool",)
 )
 
+# Template processes
+RENDERS = Metric(
+    "backhaul_renders_total",
+    MetricKind.COUNTER,
+    "Lines whose templates needed a process of their own, by result: rendered, failed, too_large, "
+    "timeout.",
+    ("result",),
+)
+RENDER_SECONDS = Metric(
+    "backhaul_render_seconds",
+    MetricKind.HISTOGRAM,
+    "Time that a line had a template process, waiting for its turn not included.",
+    buckets=(0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0),
+)
+RENDERER_ENDS = Metric(
+    "backhaul_renderer_processes_ended_total",
+    MetricKind.COUNTER,
+    "Template processes that had to be replaced, and why: 'spent' and 'died' are costly templates "
+    "at their limits; look at the others.",
+    ("reason",),
+)
+
 # Collector
 SEGMENTS_WRITTEN = Metric(
     "backhaul_segments_written_total", MetricKind.COUNTER, "Segment objects stored and announced."
@@ -221,6 +243,9 @@ METRICS: tuple[Metric, ...] = (
     LINE_OUTCOMES,
     POOL_HELD,
     POOL_CREDITS,
+    RENDERS,
+    RENDER_SECONDS,
+    RENDERER_ENDS,
     SEGMENTS_WRITTEN,
     LINES_COLLECTED,
     COLLECTOR_HELD,
