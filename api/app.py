@@ -23,7 +23,6 @@ from api.read_model.prompt_queries import PromptQueries
 from api.read_model.queries import Queries
 from api.read_model.schema import TOPICS
 from api.read_model.store import ReadModelStore
-from api.render_port import TextRenderer
 from api.routes import batches, content, files, from_prompt, models, prompt_versions, prompts
 from schemas.metrics import Metrics
 from streams.adapters.object_store import open_store
@@ -34,6 +33,7 @@ from streams.kafka.identity import cluster_identity
 from streams.kafka.producer import RecordProducer
 from streams.kafka.reader import TopicReader
 from streams.ports.object_store import ObjectNotFoundError, ObjectStore
+from streams.rendering.renderer import Renderer
 from streams.settings import Settings, load_upstreams
 
 log = structlog.get_logger(__name__)
@@ -69,9 +69,9 @@ async def assembled(
     object_store: ObjectStore,
     upstreams: UpstreamTable,
     read_model: Path | None,
-    renderer: TextRenderer | None = None,
     clock: Clock | None = None,
     timeouts: Timeouts | None = None,
+    metrics: Metrics | None = None,
 ) -> AsyncIterator[tuple[Gateway, asyncio.Task[None]]]:
     """A gateway on any log and store, and the task that follows the log, which must not end.
 
@@ -92,6 +92,9 @@ async def assembled(
         stack.push_async_callback(_cancelled, following)
         catalogue = ModelCatalogue(upstreams, clock)
         stack.push_async_callback(catalogue.close)
+        # One process will do for previews; the first one starts it.
+        renderer = Renderer(processes=1, metrics=metrics)
+        stack.push_async_callback(renderer.stop)
         gateway = Gateway(
             settings=settings,
             clock=clock,
@@ -135,6 +138,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 object_store=object_store,
                 upstreams=upstreams,
                 read_model=read_model_path(settings),
+                metrics=metrics,
             )
         )
         ready.follower = gateway.follower

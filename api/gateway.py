@@ -23,12 +23,12 @@ from api.read_model.follower import Follower
 from api.read_model.prompt_queries import PromptQueries
 from api.read_model.queries import Queries
 from api.read_model.store import ReadModelStore
-from api.render_port import TextRenderer
 from schemas.records import BatchSnapshot, FileRecord, Record
 from schemas.topics import Topic
 from streams.domain.clock import Clock
 from streams.kafka.producer import Place
 from streams.ports.object_store import ObjectStore
+from streams.rendering.renderer import Renderer
 from streams.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -48,7 +48,7 @@ class Timeouts:
     send_s: for the log to have a record. read_back_s: for the read model to have it, too.
     sync_s: for the read model to reach the topics' ends. body_idle_s: for the next bytes of a
     request's body. body_s: for all of a JSON body. upload_s: for all of a file. stalled_s: for a
-    client to take the next bytes of a download.
+    client to take the next bytes of a download. preview_s: for a prompt's preview to get its turn.
     """
 
     send_s: float = 30.0
@@ -58,6 +58,7 @@ class Timeouts:
     body_s: float = 30.0
     upload_s: float = 3600.0
     stalled_s: float = 120.0
+    preview_s: float = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ class Gateway:
     store: ObjectStore
     keyring: Keyring
     catalogue: ModelCatalogue
-    renderer: TextRenderer | None
+    renderer: Renderer
     timeouts: Timeouts = Timeouts()
     #: Each upload holds a megabyte or two.
     uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_UPLOADS))

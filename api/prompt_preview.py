@@ -19,6 +19,7 @@ from streams.domain.prompt_template import (
     RenderTimeout,
     RenderTooLarge,
 )
+from streams.rendering.renderer import RendererStoppedError
 
 _CODES: dict[type[RenderError], LineCode] = {
     RenderFailed: LineCode.PROMPT_RENDER_FAILED,
@@ -28,7 +29,7 @@ _CODES: dict[type[RenderError], LineCode] = {
 
 
 async def preview(gateway: Gateway, text: PromptVersion, asked: RenderRequest, number: int) -> JSON:
-    """The rendering of version `number`. Raises InvalidRequest."""
+    """The rendering of version `number`. Raises InvalidRequest, Unavailable, TimeoutError."""
     prompt = await compiled(text)
     refusal = prompt.refusal(asked.variables)
     if refusal is not None:
@@ -36,16 +37,17 @@ async def preview(gateway: Gateway, text: PromptVersion, asked: RenderRequest, n
     try:
         rendered: list[bytes] = []
         if prompt.sandboxed:
-            if gateway.renderer is None:
-                raise Unavailable("This server can't preview such templates.", code="unavailable")
-            rendered = await gateway.renderer.render(
-                prompt.sandboxed, asked.variables_json, fair_key=text.tenant
-            )
+            async with asyncio.timeout(gateway.timeouts.preview_s):
+                rendered = await gateway.renderer.render(
+                    prompt.sandboxed, asked.variables_json, fair_key=text.tenant
+                )
         messages = prompt.messages(asked.endpoint, asked.variables, rendered)
         body = prompt.body(asked.endpoint, asked.body, asked.variables, rendered)
     except RenderError as error:
         code = _CODES.get(type(error), LineCode.PROMPT_RENDER_FAILED)
         raise InvalidRequest(LINE_MESSAGES[code], param="variables", code=code.value) from error
+    except RendererStoppedError as error:
+        raise Unavailable("The server is stopping.", code="unavailable") from error
     field = PROMPT_ENDPOINTS[asked.endpoint]
     return prompt_views.rendering(text.slug, number, field, messages, body)
 
