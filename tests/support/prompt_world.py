@@ -26,7 +26,7 @@ from openai.types import Batch
 from schemas.topics import DLQ_SUFFIX
 from tests.support.prompt_api import Prompts, Recorded
 from tests.support.prompts import CHAT, SUMMARIZE, Book, book, mixed_jsonl
-from tests.support.stack import Stack, running, start_simulator, start_stack
+from tests.support.stack import Simulator, Stack, running, start_simulator, start_stack
 from tests.support.waiting import eventually_sync
 
 MODELS = ("sim", "sim-2", "gpt-4o-mini", "slow")
@@ -42,6 +42,7 @@ class PromptWorld:
     """The running stack, what its upstream was sent, and the prompts that were made at first."""
 
     stack: Stack
+    simulator: Simulator
     recorded: Recorded
     shelf: Book
     topic_prefix: str
@@ -49,6 +50,24 @@ class PromptWorld:
     def client(self) -> OpenAI:
         """A client for the first tenant."""
         return OpenAI(base_url=self.stack.base_url, api_key=self.stack.api_key)
+
+    @contextlib.contextmanager
+    def mid_batch(self, client: OpenAI, batch_id: str) -> Iterator[Batch]:
+        """Holds the model `slow` once some lines of a batch on it are done; the batch by then."""
+
+        def some_done() -> Batch | None:
+            batch = client.batches.retrieve(batch_id)
+            return batch if batch.request_counts and batch.request_counts.completed else None
+
+        batch = eventually_sync(some_done, within_s=60)
+        assert batch is not None
+        self.simulator.configure(models={"slow": {"hang": True}})
+        try:
+            yield batch
+            status = client.batches.retrieve(batch_id).status
+            assert status == "in_progress", "it must really have been in mid-batch"
+        finally:
+            self.simulator.configure(models={"slow": {"hang": False}})
 
 
 @contextlib.contextmanager
@@ -76,7 +95,7 @@ def prompt_world(kafka_bootstrap: str, folder: Path) -> Iterator[PromptWorld]:
         with running(stack):
             shelf = book(f"-{MARK}")
             shelf.add("summarize", *SUMMARIZE)
-            world = PromptWorld(stack, Recorded(recorded), shelf, prefix)
+            world = PromptWorld(stack, simulator, Recorded(recorded), shelf, prefix)
             with world.client() as client:
                 Prompts(client).make(shelf)
             yield world
@@ -91,19 +110,6 @@ def submit_mixed(client: OpenAI, lines: list[dict[str, Any]], endpoint: Any = CH
     """Uploads the lines, as different JSON encoders write them, and creates a batch."""
     file = client.files.create(file=("input.jsonl", mixed_jsonl(lines)), purpose="batch")
     return client.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h")
-
-
-def wait_until_in_mid_batch(client: OpenAI, batch_id: str) -> Batch:
-    """The batch as it is once some of its lines are done."""
-
-    def some_done() -> Batch | None:
-        batch = client.batches.retrieve(batch_id)
-        return batch if batch.request_counts and batch.request_counts.completed else None
-
-    batch = eventually_sync(some_done, within_s=60)
-    assert batch is not None
-    assert batch.status == "in_progress"
-    return batch
 
 
 def leaks(world: PromptWorld, mark: str = MARK) -> list[str]:
