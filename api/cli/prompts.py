@@ -69,7 +69,7 @@ def create(
     api_key: APIKey = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Make a prompt. Its version 1 is published at once.
+    """Make a prompt. Its first version is published at once.
 
     From a YAML or JSON file as `prompts show` prints it (--file), or from text
     files (--system and --user). With --json: the Prompt object.
@@ -84,7 +84,7 @@ def create(
     if as_json:
         out_json(made)
         return
-    out(f"{name} version 1 is published")
+    out(f"{name} version {made.get('published_version')} is published")
     note(f"variables: {names_of(made.get('variables'))}")
     note(f"Use it:  backhaul submit --prompt {name} --variables rows.csv")
 
@@ -384,11 +384,16 @@ def _published_number(prompt: Json, slug: str) -> int:
 
 def _ask(slug: str, prompt: Json) -> None:
     """Asks whether it shall be deleted. Raises Failure if not."""
-    if not sys.stdin.isatty():
+    if not _somebody_answers():
         raise Misuse(f"Deleting {slug} needs a yes.", "Give --yes.")
-    count = prompt.get("latest_version")
-    if not typer.confirm(f"Delete {slug}, with up to {count} versions, for good?", err=True):
+    count = len(prompt.get("versions") or [])
+    what = "its one version" if count == 1 else f"its {count} versions"
+    if not typer.confirm(f"Delete {slug} with {what}, for good?", err=True):
         raise Failure("Nothing was deleted.")
+
+
+def _somebody_answers() -> bool:
+    return sys.stdin.isatty()
 
 
 def _no_slug() -> str:
