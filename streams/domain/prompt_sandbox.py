@@ -12,6 +12,7 @@ that it runs in (streams/rendering).
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
@@ -33,6 +34,7 @@ from streams.domain.prompt_template import (
     RenderTimeout,
     RenderTooLarge,
     TemplateError,
+    normalised,
     text_of,
 )
 
@@ -43,6 +45,7 @@ MAX_BRACKETS = 20
 MAX_TEMPLATES = 128
 MAX_TEMPLATES_CHARS = 1 << 20
 
+_OPEN_AT_END = re.compile(r"(\{#[-+]?|\{%[-+]?\s*raw\s*(%\}|-%\}\s*))\Z")
 _OPENING = ("lparen", "lbracket", "lbrace")
 _CLOSING = ("rparen", "rbracket", "rbrace")
 
@@ -185,6 +188,10 @@ def _few(tokens: Iterable[Token]) -> Iterator[Token]:
 
 def _checked(source: str) -> tuple[nodes.Template, Checker]:
     """The parsed template, all of which is allowed."""
+    source = normalised(source)
+    if _OPEN_AT_END.search(source):  # Jinja2 would drop it without a word.
+        what = "a comment or {% raw %} is opened at the end of the template."
+        raise TemplateError(f"{what} {AS_TEXT}", source.count("\n") + 1)
     try:
         tree = Parser(_environment, source).parse()
     except TemplateError:

@@ -60,6 +60,7 @@ _NAMES: dict[type[nodes.Node], str] = {
     nodes.FromImport: "{% from … import %}",
     nodes.Extends: "{% extends %}",
     nodes.With: "{% with %}",
+    nodes.Scope: "{% autoescape %}",
     nodes.ScopedEvalContextModifier: "{% autoescape %}",
     nodes.NSRef: "an assignment to a field",
 }
@@ -233,7 +234,9 @@ def refusal(node: nodes.Node) -> TemplateError:
     """The error for a construct that isn't allowed."""
     name = _NAMES.get(type(node), type(node).__name__)
     hint = f" {AS_TEXT}" if isinstance(node, nodes.Dict) else ""
-    return TemplateError(f"{name} is not allowed. {ALLOWED}{hint}", node.lineno)
+    child = next(node.iter_child_nodes(), node)  # for Jinja2's Scope has no line
+    line = child.lineno if node.lineno is None else node.lineno
+    return TemplateError(f"{name} is not allowed. {ALLOWED}{hint}", line)
 
 
 def _check_constant(value: object, line: int) -> None:

@@ -89,7 +89,7 @@ class Template:
 
 def parse_template(source: str) -> Template:
     """What a template's source means. Raises TemplateError."""
-    source = _normalised(source)
+    source = normalised(source)
     parts = _plain_parts(source)
     if parts is None:
         # Here, because most templates are plain and their users then never load Jinja2.
@@ -137,7 +137,8 @@ def check_name(name: str, line: int | None) -> None:
     raise TemplateError(message, line)
 
 
-def _normalised(source: str) -> str:
+def normalised(source: str) -> str:
+    """The source with `\\n` for every line break. Raises TemplateError at its size."""
     try:
         size = len(source.encode())
     except UnicodeEncodeError:
