@@ -19,8 +19,17 @@ from api.cli.options import (
     Interval,
     client_for,
 )
-from api.cli.terminal import note, out, out_json
-from api.cli.view import BatchView, ago, counts_text, duration, error_lines, view_of
+from api.cli.terminal import note, out, out_json, printable
+from api.cli.view import (
+    BatchView,
+    ago,
+    counts_text,
+    duration,
+    error_lines,
+    prompt_lines,
+    view_of,
+    warning_lines,
+)
 from api.cli.watch import watch_to_end
 
 _PAGE = 100
@@ -93,8 +102,8 @@ def _fields(view: BatchView, batch: Json) -> list[tuple[str, str]]:
         ("batch", view.id),
         ("status", view.status),
         ("lines", counts_text(view)),
-        ("endpoint", view.endpoint),
-        ("model", str(batch.get("model") or "")),
+        ("endpoint", printable(view.endpoint)),
+        ("model", printable(str(batch.get("model") or ""))),
         ("created", f"{_at(view.created_at)} ({ago(now - view.created_at)})"),
     ]
     if view.ended_at:
@@ -109,7 +118,9 @@ def _fields(view: BatchView, batch: Json) -> list[tuple[str, str]]:
         ("output", view.output_file_id or ""),
         ("errors", view.error_file_id or ""),
     ]
-    fields += [("metadata", f"{name}={value}") for name, value in view.metadata.items()]
+    fields += [("prompt", text) for text in prompt_lines(view)]
+    fields += [("metadata", printable(f"{name}={value}")) for name, value in view.metadata.items()]
+    fields += [("warning", text) for text in warning_lines(view)]
     fields += [("error", text) for text in error_lines(view.errors)]
     return [(name, value) for name, value in fields if value]
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from api.cli.terminal import printable
+
 #: The batch will not change any more.
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "min"))
@@ -32,6 +34,8 @@ class BatchView:
     input_tokens: int
     output_tokens: int
     metadata: Mapping[str, str]
+    prompts: tuple[Mapping[str, Any], ...]
+    unused_variables: int
 
     @property
     def done(self) -> int:
@@ -71,6 +75,8 @@ def view_of(batch: Mapping[str, Any]) -> BatchView:
         input_tokens=int(usage.get("input_tokens") or 0),
         output_tokens=int(usage.get("output_tokens") or 0),
         metadata=batch.get("metadata") or {},
+        prompts=tuple(batch.get("prompts") or ()),
+        unused_variables=int((batch.get("warnings") or {}).get("unused_variables") or 0),
     )
 
 
@@ -115,10 +121,30 @@ def error_lines(errors: Sequence[Mapping[str, Any]]) -> list[str]:
     for error in errors[:_MAX_ERRORS_SHOWN]:
         line = error.get("line")
         where = f"line {line}: " if line is not None else ""
-        shown.append(f"{where}{error.get('message') or error.get('code') or 'unknown error'}")
+        what = str(error.get("message") or error.get("code") or "unknown error")
+        # Names out of the caller's file may be in it.
+        shown.append(f"{where}{printable(what)}")
     if len(errors) > _MAX_ERRORS_SHOWN:
         shown.append(f"and {len(errors) - _MAX_ERRORS_SHOWN:,} more")
     return shown
+
+
+def prompt_lines(view: BatchView) -> list[str]:
+    """The versions of stored prompts that lines use: `summarize version 2 (1,000 lines)`."""
+    return [
+        f"{printable(str(pin.get('slug')))} version {pin.get('version')} "
+        f"({int(pin.get('lines') or 0):,} lines)"
+        for pin in view.prompts
+    ]
+
+
+def warning_lines(view: BatchView) -> list[str]:
+    """What may be wrong, though the batch runs."""
+    count = view.unused_variables
+    if not count:
+        return []
+    what = "line gives a variable" if count == 1 else "lines give variables"
+    return [f"{count:,} {what} that the prompt does not use"]
 
 
 def summary_lines(view: BatchView) -> list[str]:
@@ -130,6 +156,7 @@ def summary_lines(view: BatchView) -> list[str]:
     if view.input_tokens or view.output_tokens:
         lines.append(f"tokens: {view.input_tokens:,} in, {view.output_tokens:,} out")
     lines += error_lines(view.errors)
+    lines += [f"warning: {text}" for text in warning_lines(view)]
     if view.output_file_id or view.error_file_id:
         lines.append(f"results: backhaul download {view.id}")
     return lines

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from api.cli import submit_prompt
 from api.cli.main import app
-from schemas.records import BatchCreate
+from schemas.records import BatchCreate, PinnedPrompt
 from schemas.topics import FILE
 from tests.support.gateway import GatewayUnderTest
 
@@ -272,3 +272,17 @@ async def test_progress_is_shown_to_somebody_who_watches(
     result = await submit("--variables", "rows.jsonl")
     assert "made 5,000 lines" in result.stderr
     assert len(await lines_of(gateway, result)) == 5000
+
+
+async def test_the_pins_and_warnings_of_a_batch_are_shown(gateway: GatewayUnderTest) -> None:
+    batch_id = (await submit("--variables", "rows.csv")).stdout.strip()
+    await gateway.show(
+        batch_id,
+        prompts=(PinnedPrompt(slug="summarize", version=1, lines=2000),),
+        unused_variables=2,
+        metadata={"note": "\x1b[2J"},
+    )
+    shown = await asyncio.to_thread(CliRunner().invoke, app, ["get", batch_id])
+    assert "summarize version 1 (2,000 lines)" in shown.stdout
+    assert "2 lines give variables that the prompt does not use" in shown.stdout
+    assert "note=\\x1b[2J" in shown.stdout
