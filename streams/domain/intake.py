@@ -15,7 +15,7 @@ that lines use, whatever the file holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import msgspec
@@ -114,11 +114,16 @@ class Intake:
 
     def feed(self, chunk: bytes) -> None:
         """Takes the next bytes of the file."""
+        for _ in self.steps(chunk):
+            pass
+
+    def steps(self, chunk: bytes) -> Iterator[None]:
+        """The same in steps, because new prompts may take a second each; to be run to its end."""
         if self.stopped:
             return
         room = self._rules.max_file_bytes - self._fed
         self._fed += len(chunk)
-        self._feed(chunk[:room])
+        yield from self._feed(chunk[:room])
         if len(chunk) > room and not self.stopped:
             self._errors, self._more_errors = [], 0
             self._stop(ValidationCode.FILE_TOO_LARGE, too_large(self._rules.max_file_bytes))
@@ -126,7 +131,8 @@ class Intake:
     def finish(self) -> Accepted | Refused:
         """The verdict, when all bytes were fed or `stopped` is set."""
         if self._tail_bytes and not self.stopped:
-            self._feed(b"\n")
+            for _ in self._feed(b"\n"):
+                pass
         if not self._row and not self._whole:
             self._stop(ValidationCode.EMPTY_FILE, "The input file has no lines.")
         if self.inputs > MAX_EMBEDDING_INPUTS:
@@ -143,7 +149,7 @@ class Intake:
             self._pins.unused_variables(),
         )
 
-    def _feed(self, chunk: bytes) -> None:
+    def _feed(self, chunk: bytes) -> Iterator[None]:
         if self._tail_bytes and not self._tail:
             chunk = self._skip_line(chunk)
         cut = 0 if self.stopped else chunk.rfind(b"\n") + 1
@@ -151,7 +157,7 @@ class Intake:
             self._tail.append(chunk[:cut])
             block = b"".join(self._tail)
             self._tail, self._tail_bytes = [], 0
-            self._take_block(block)
+            yield from self._take_block(block)
         rest = chunk[cut:]
         if rest and not self.stopped:
             self._tail.append(rest)
@@ -172,7 +178,7 @@ class Intake:
         self._tail_bytes = 0
         return chunk[end + 1 :]
 
-    def _take_block(self, block: bytes) -> None:
+    def _take_block(self, block: bytes) -> Iterator[None]:
         """Takes whole lines, each with its line feed."""
         if not self._offset and block.startswith(_BOM):
             self._offset = len(_BOM)
@@ -180,9 +186,9 @@ class Intake:
         found = block.split(b"\n")
         found.pop()
         self._is_utf8 = _is_utf8(block)
-        self._take_lines(found, has_cr=b"\r" in block)
+        yield from self._take_lines(found, has_cr=b"\r" in block)
 
-    def _take_lines(self, found: list[bytes], *, has_cr: bool) -> None:
+    def _take_lines(self, found: list[bytes], *, has_cr: bool) -> Iterator[None]:
         """The hot loop: usual lines with messages are taken here, everything else elsewhere."""
         decode, models, seen, plan = self._decode, self._models, self._seen, self._plan.add
         longest, most = self._rules.max_line_bytes, self._rules.max_lines
@@ -205,6 +211,8 @@ class Intake:
                 prompted = self._take_prompted(line, length)
                 if not prompted:
                     self._take_unusual(line, length)
+                    if self._pins.compiled_one():
+                        yield
             else:
                 if (
                     body.stream

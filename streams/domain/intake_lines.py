@@ -35,7 +35,7 @@ BLANK = b" \t\r"
 #: Values of the caller's in messages are cut to this many characters.
 _SHOWN_CHARS = 80
 #: Messages made elsewhere are cut to this many.
-_MESSAGE_CHARS = 300
+MAX_MESSAGE_CHARS = 300
 #: Where a body's `prompt` may name a stored prompt.
 _FORM_ENDPOINT = "/v1/responses"
 _MODEL = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_MODEL_CHARS)]
@@ -321,7 +321,7 @@ def _prompt_use(body: _BodyFields, endpoint: Endpoint) -> PromptUse | None:
         return prompt_use(fields, endpoint.path)
     except UseError as error:
         # Both may hold the name of a variable, which has no end.
-        message, param = shown(error.message, _MESSAGE_CHARS), f"body.{shown(error.param)}"
+        message, param = shown(error.message, MAX_MESSAGE_CHARS), f"body.{shown(error.param)}"
         raise LineError(ValidationCode.INVALID_REQUEST, message, param) from error
 
 

@@ -14,7 +14,13 @@ from msgspec import Raw
 
 from schemas.errors import ValidationCode
 from schemas.records import PinnedPrompt
-from streams.domain.intake_lines import LineError, PromptedBody, is_null, shown
+from streams.domain.intake_lines import (
+    MAX_MESSAGE_CHARS,
+    LineError,
+    PromptedBody,
+    is_null,
+    shown,
+)
 from streams.domain.prompt import Prompt, PromptError, compile_prompt
 from streams.domain.prompt_pins import MAX_PINS, MAX_PINS_BYTES, Pin, encode_pins
 from streams.domain.prompt_registry import Resolved, Unresolved
@@ -107,7 +113,10 @@ class Pins:
         #: By slug and version as lines give it: none, a number, or its digits.
         self._known: dict[tuple[str | None, int | str | None], Pinned] = {}
         self._pinned: dict[tuple[str, int], Pinned] = {}
+        #: What is wrong with versions that can't be used.
+        self._bad: dict[tuple[str, int], str] = {}
         self._bytes = 0
+        self._compiled = False
 
     def find(self, body: PromptedBody) -> tuple[Pinned, Variables | None]:
         """The hot path: the version that a usual body names, and the variables for it.
@@ -137,6 +146,11 @@ class Pins:
         found.judge(use)
         return found
 
+    def compiled_one(self) -> bool:
+        """Whether a version was compiled since the last call: that takes up to half a second."""
+        compiled, self._compiled = self._compiled, False
+        return compiled
+
     def pinned(self) -> tuple[PinnedPrompt, ...]:
         """What a batch shows of its pins, in their order."""
         return tuple(
@@ -159,23 +173,32 @@ class Pins:
         known = self._pinned.get((use.slug, resolved.number))
         if known is not None:
             return known
-        text = resolved.text
-        self._bytes += len(text.messages) + len(text.model_config)
+        bad = self._bad.get((use.slug, resolved.number))
+        if bad is not None:
+            raise _error(bad, use.names.slug)
         if len(self._pinned) >= MAX_PINS:
             message = f"A batch may use at most {MAX_PINS} different versions of prompts."
             raise _error(message, use.names.slug)
+        text = resolved.text
+        self._bytes += len(text.messages) + len(text.model_config)
         if self._bytes > MAX_PINS_BYTES:
             message = f"The prompts of a batch may have at most {MAX_PINS_BYTES} bytes together."
             raise _error(message, use.names.slug)
-        try:
-            prompt = compile_prompt(text.messages, text.model_config)
-        except PromptError as error:
-            message = f"Prompt '{shown(use.slug)}' can't be used: {error.message}"
-            raise _error(message, use.names.slug) from error
+        prompt = self._compile(use, resolved)
         pin = Pin(use.slug, resolved.number, text.messages, text.model_config)
         made = Pinned(len(self._pinned) + 1, pin, prompt)
         self._pinned[use.slug, resolved.number] = made
         return made
+
+    def _compile(self, use: PromptUse, version: Resolved) -> Prompt:
+        self._compiled = True
+        try:
+            return compile_prompt(version.text.messages, version.text.model_config)
+        except PromptError as error:
+            reason = shown(error.message, MAX_MESSAGE_CHARS)
+            message = f"Prompt '{shown(use.slug)}' version {version.number} is not valid: {reason}"
+            self._bad[use.slug, version.number] = message
+            raise _error(message, use.names.slug) from error
 
 
 def _unresolved(use: PromptUse, why: Unresolved) -> LineError:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import structlog
 
-from schemas.topics import FILE_TASK
+from schemas.topics import FILE_TASK, PROMPT
 from streams.adapters.object_store import open_store
 from streams.domain.clock import SystemClock
 from streams.domain.upstreams import UpstreamTableError
 from streams.file_worker.assemble import AssemblyRunner
 from streams.file_worker.intake import IntakeRunner, Limits
 from streams.file_worker.patience import Patience
+from streams.file_worker.prompts import StoredPrompts
 from streams.file_worker.worker import FileWorker
+from streams.kafka.reader import TopicReader
 from streams.kafka.role import Role
 from streams.ports.object_store import ObjectStoreError
 from streams.settings import Settings, load_upstreams
@@ -40,14 +42,16 @@ def build(settings: Settings) -> Role:
     limits = Limits(
         settings.max_batch_lines, settings.max_line_bytes, settings.max_batch_file_bytes
     )
+    prompts = StoredPrompts(TopicReader(settings, [PROMPT], metrics=role.metrics), role.crash)
     worker = FileWorker(
         role.producer.send,
-        IntakeRunner(store, load_upstreams(settings).serves, limits, patience),
+        IntakeRunner(store, load_upstreams(settings).serves, limits, patience, prompts),
         AssemblyRunner(store, patience, role.metrics),
         clock,
         role.metrics,
         role.crash,
     )
+    role.add_service(prompts)
     role.consume(FILE_TASK, worker.run)
     role.on_revoked(worker.revoked)
     role.on_stopping(worker.stop)

@@ -1,10 +1,14 @@
-"""The intake task: streams a batch's input file through domain.intake and stores the plan."""
+"""The intake task: streams a batch's input file through domain.intake and stores the plan.
+
+Before, it waits until it knows at least the stored prompts that the gateway knew.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 import uuid_utils
@@ -14,6 +18,7 @@ from schemas.records import BatchError, BatchRejected, BatchValidated, IntakeTas
 from streams.domain import keys
 from streams.domain.intake import Accepted, Intake, Refused, Rules, too_large
 from streams.domain.intake_lines import ENDPOINTS
+from streams.domain.intake_prompts import Resolve
 from streams.file_worker.patience import Patience
 from streams.kafka.failpoint import reach
 from streams.ports.object_store import ObjectNotFoundError, ObjectStore, ObjectStoreError
@@ -35,6 +40,18 @@ class Limits:
     max_file_bytes: int
 
 
+class Prompts(Protocol):
+    """The stored prompts of all tenants."""
+
+    async def read_to(self, offset: int, batch_id: str) -> None:
+        """Returns once they are known up to that offset of their topic; 0: up to its end."""
+        ...
+
+    def of(self, tenant: str) -> Resolve:
+        """Looks up one tenant's."""
+        ...
+
+
 class IntakeRunner:
     """Runs intake tasks. Never raises because of a file or a store; both become BatchRejected."""
 
@@ -44,8 +61,10 @@ class IntakeRunner:
         serves: Callable[[str], bool],
         limits: Limits,
         patience: Patience,
+        prompts: Prompts,
     ) -> None:
         self._store = store
+        self._prompts = prompts
         self._serves = serves
         self._limits = limits
         self._patience = patience
@@ -75,9 +94,11 @@ class IntakeRunner:
         if task.input.size_bytes > self._limits.max_file_bytes:
             message = too_large(self._limits.max_file_bytes)
             return _refused(ValidationCode.FILE_TOO_LARGE, message)
+        await self._prompts.read_to(task.prompt_offset, task.batch_id)
         rules = Rules(
             task.endpoint,
             self._serves,
+            self._prompts.of(task.tenant),
             self._limits.max_lines,
             self._limits.max_line_bytes,
             self._limits.max_file_bytes,
@@ -93,7 +114,8 @@ class IntakeRunner:
         while True:
             try:
                 async for chunk in self._store.stream(task.input.key, offset, None, _CHUNK_BYTES):
-                    intake.feed(chunk)
+                    for _ in intake.steps(chunk):
+                        await asyncio.sleep(0)
                     if intake.stopped:
                         return
                     offset += len(chunk)
@@ -124,6 +146,8 @@ class IntakeRunner:
             total=accepted.total,
             models=accepted.models,
             estimated_input_tokens=accepted.estimated_input_tokens,
+            prompts=accepted.prompts,
+            unused_variables=accepted.unused_variables,
         )
 
     def _rejected(self, task: IntakeTask, *errors: BatchError) -> BatchRejected:

@@ -4,26 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 import pytest
 
 from schemas.metrics import STORE_RETRIES, Metrics
-from schemas.records import BatchRejected, BatchValidated, IntakeTask, ObjectRef
+from schemas.records import (
+    BatchRejected,
+    BatchValidated,
+    IntakeTask,
+    ObjectRef,
+    PinnedPrompt,
+)
 from streams.adapters.object_store_fake import FakeObjectStore
 from streams.domain.clock import ManualClock
-from streams.domain.plan import read_header
+from streams.domain.intake_prompts import Resolve
+from streams.domain.plan import pins_range, read_header
+from streams.domain.prompt_pins import decode_pins
 from streams.file_worker.intake import STORE_BUDGET_S, IntakeRunner, Limits
 from streams.file_worker.patience import Patience
 from streams.ports.object_store import ObjectStoreError
+from tests.support.intake_files import PromptBook
 
 _KEY = "files/t/file-1"
 
 
 def _line(n: int, size: int = 0) -> bytes:
     body = {"model": "m", "messages": [{"role": "user", "content": "x" * size}]}
+    line = {"custom_id": f"r{n}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    return json.dumps(line).encode() + b"\n"
+
+
+def _prompt_line(n: int, **variables: Any) -> bytes:
+    body = {"model": "m", "prompt_slug": "greet", "variables": variables}
     line = {"custom_id": f"r{n}", "method": "POST", "url": "/v1/chat/completions", "body": body}
     return json.dumps(line).encode() + b"\n"
 
@@ -41,11 +57,29 @@ def _task(size: int, **changes: Any) -> IntakeTask:
     return msgspec.structs.replace(task, **changes)
 
 
+class _Prompts:
+    """One tenant's prompts, and what is done once they are waited for."""
+
+    def __init__(self) -> None:
+        self.book = PromptBook()
+        self.waited_for: list[tuple[int, str]] = []
+        self.arrive: Callable[[], None] = lambda: None
+
+    async def read_to(self, offset: int, batch_id: str) -> None:
+        self.waited_for.append((offset, batch_id))
+        await asyncio.sleep(0)
+        self.arrive()
+
+    def of(self, tenant: str) -> Resolve:
+        return partial(self.book.registry.resolve, tenant)
+
+
 class _Setup:
     def __init__(self, data: bytes | None = None) -> None:
         self.store = FakeObjectStore()
         self.clock = ManualClock()
         self.metrics = Metrics()
+        self.prompts = _Prompts()
         self.waited_s = 0.0
         self.size = len(data or b"")
         if data is not None:
@@ -55,6 +89,7 @@ class _Setup:
             {"m"}.__contains__,
             Limits(max_lines=100, max_line_bytes=1 << 20, max_file_bytes=10 << 20),
             Patience(self.clock, self.metrics, self._sleep),
+            self.prompts,
         )
 
     async def _sleep(self, seconds: float) -> None:
@@ -176,3 +211,44 @@ async def test_a_large_file_lets_others_have_the_loop_while_it_is_read() -> None
     await small.run()
     assert not large.done()
     assert isinstance(await large, BatchValidated)
+
+
+async def test_the_event_tells_which_prompts_the_plan_holds() -> None:
+    setup = _Setup(_line(1) + _prompt_line(2, name="A", more=1) + _prompt_line(3, name="B"))
+    setup.prompts.book.write("greet", {1: "Hi {{name}}"}, published=1)
+    event = await setup.run()
+    assert isinstance(event, BatchValidated)
+    assert event.prompts == (PinnedPrompt(slug="greet", version=1, lines=2),)
+    assert event.unused_variables == 1
+    plan = setup.store.objects[event.plan.key]
+    offset, length = pins_range(event.total, len(plan))
+    assert [pin.slug for pin in decode_pins(plan[offset : offset + length])] == ["greet"]
+
+
+async def test_a_file_is_checked_only_when_the_prompts_that_its_gateway_knew_are_there() -> None:
+    setup = _Setup(_prompt_line(1, name="A"))
+    book = setup.prompts.book
+    setup.prompts.arrive = lambda: book.write("greet", {1: "Hi {{name}}"}, published=1)
+    event = await setup.run(prompt_offset=17)
+    assert isinstance(event, BatchValidated)
+    assert setup.prompts.waited_for == [(17, "batch_1")]
+
+
+async def test_another_tenants_prompt_is_not_found() -> None:
+    setup = _Setup(_prompt_line(1, name="A"))
+    setup.prompts.book.write("greet", {1: "Hi {{name}}"}, published=1)
+    assert await setup.errors(tenant="other") == [("invalid_request", "body.prompt_slug")]
+
+
+async def test_others_have_the_loop_between_two_new_prompts() -> None:
+    lines = [_prompt_line(n, name="A").replace(b"greet", b"p%d" % n) for n in range(50)]
+    setup = _Setup(b"".join(lines))
+    for n in range(50):
+        setup.prompts.book.write(f"p{n}", {1: "Hi {{name}}"}, published=1)
+    turns = 0
+    task = asyncio.create_task(setup.run())
+    while not task.done():
+        turns += 1
+        await asyncio.sleep(0)
+    assert isinstance(task.result(), BatchValidated)
+    assert turns >= 50
