@@ -28,9 +28,12 @@ DEFAULT_ENDPOINT = next(iter(PROMPT_ENDPOINTS))
 MAX_DEPTH = 100
 #: Whole numbers in an id column become ids up to this many digits.
 _MAX_ID_DIGITS = 40
+#: Python refuses to write whole numbers of more than 4300 digits.
+_MAX_BITS = 14_280
 #: Names are cut to this many characters in messages.
 _SHOWN_CHARS = 64
-_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+#: The last is for numbers of too many digits.
+_NOT_JSON = (msgspec.DecodeError, RecursionError, ValueError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,9 +169,11 @@ def _decoded(raw: Raw, name: str, number: int) -> Any:
 
 def _check_json(value: object, name: str, number: int, depth: int) -> None:
     """Refuses what JSON has no word for."""
-    if value is None or isinstance(value, bool | int):
+    if value is None or (isinstance(value, int) and value.bit_length() <= _MAX_BITS):
         return
     shown = _shown(name)
+    if isinstance(value, int):
+        raise RowError(number, f"has a '{shown}' with a number that is too long", name)
     if not depth:
         raise RowError(number, f"has a '{shown}' nested more than {MAX_DEPTH} deep", name)
     match value:

@@ -130,6 +130,8 @@ def test_a_row_that_is_no_object_is_refused(row: object) -> None:
         [1, {"x": float("-inf")}],
         Raw(b"1e999"),
         Raw(b'[{"x": 1e999}]'),
+        Raw(b"9" * 5000),
+        [10**4400],
         "\ud83d",
         ["\ud83d"],
         {"\ud83d": 1},
