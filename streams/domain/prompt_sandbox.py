@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn
 
 from jinja2 import StrictUndefined, Template, TemplateSyntaxError, Undefined, nodes
@@ -74,28 +75,18 @@ class Sandbox:
 
     def prepare(self, source: str) -> None:
         """Compiles a template, which takes far longer than rendering it. Raises RenderError."""
-        try:
+        with _errors():
             self._template(source)
-        except MemoryError:
-            raise RenderTimeout from None
-        except Exception:  # noqa: BLE001 (as in render)
-            raise RenderFailed from None
 
     def render(self, source: str, variables: Mapping[str, Any]) -> str:
         """The template's text with these variables, which are JSON values.
 
         Raises RenderFailed, RenderTooLarge, and RenderTimeout where memory ran out.
         """
-        try:
+        with _errors():
             template, names = self._template(source)
             read = {name: variables[name] for name in names if name in variables}
             return _joined(template.root_render_func(template.new_context(read)))
-        except RenderError:
-            raise
-        except MemoryError:
-            raise RenderTimeout from None
-        except Exception:  # noqa: BLE001 (a hostile template may make Jinja2 raise anything)
-            raise RenderFailed from None
 
     def _template(self, source: str) -> tuple[Template, frozenset[str]]:
         found = self._compiled.get(source)
@@ -208,6 +199,19 @@ def _checked(source: str) -> tuple[nodes.Template, Checker]:
     checker = Checker()
     checker.check(tree)
     return tree, checker
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Whatever goes wrong becomes a RenderError that says nothing of the caller's."""
+    try:
+        yield
+    except RenderError:
+        raise
+    except MemoryError:
+        raise RenderTimeout from None
+    except Exception:  # noqa: BLE001 (a hostile template may make Jinja2 raise anything)
+        raise RenderFailed from None
 
 
 def _joined(pieces: Iterable[str]) -> str:

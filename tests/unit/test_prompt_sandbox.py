@@ -328,15 +328,33 @@ def test_memory_that_runs_out_counts_as_time_that_does(monkeypatch: pytest.Monke
         _render("{{ n|d }}")
 
 
+def test_whatever_the_parser_raises_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> None:
+        raise KeyError("secret")
+
+    monkeypatch.setattr(prompt_sandbox, "Parser", broken)
+    with pytest.raises(TemplateError) as caught:
+        analyse("{{ n|d }}")
+    assert "can't be read" in caught.value.message
+    with pytest.raises(RenderFailed):
+        Sandbox().prepare("{{ n|d }}")
+
+
 def test_a_sandbox_compiles_a_template_once_and_keeps_a_bounded_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compiled: list[str] = []
     check = prompt_sandbox._checked
+
+    def noting(source: str) -> Any:
+        compiled.append(source)
+        return check(source)
+
     monkeypatch.setattr(prompt_sandbox, "MAX_TEMPLATES", 2)
-    monkeypatch.setattr(prompt_sandbox, "_checked", lambda s: (compiled.append(s), check(s))[1])
+    monkeypatch.setattr(prompt_sandbox, "_checked", noting)
     sandbox = Sandbox()
     a, b, c = ("{{ n|d }}" + letter for letter in "abc")
+    sandbox.prepare(a)
     for source in (a, b, a, c, a, b):
         assert sandbox.render(source, _VALUES) == "7" + source[-1]
     assert compiled == [a, b, c, b]

@@ -25,7 +25,7 @@ from streams.domain.prompt_template import (
     text_of,
 )
 
-_CHARACTERS = st.characters(exclude_categories=("Cs",))
+_CHARACTERS = st.characters(codec="utf-8")
 #: Names that mean something to Jinja2 or to Python, and some that don't.
 _NAMES = (
     *("a", "b1", "Text", "range", "dict", "lipsum", "cycler", "joiner", "namespace"),
