@@ -10,6 +10,7 @@ its input ends, it ends; so it outlives its parent by one job at most.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import math
@@ -36,11 +37,15 @@ from streams.rendering.frames import HEADER_BYTES, Answer, Job, Status, frame
 
 #: CPU time at which the kernel ends a process, as a multiple of the budget it ignored.
 _HARD_FACTOR = 3
-#: Share of its memory that a process may have used at most to be trusted with another line.
+#: Share of its memory that may be in use between two lines: the next one must not lack it.
 _WORN_SHARE = 0.5
+#: Memory is looked at after so much CPU time, because looking takes as long as a small line.
+_LOOK_CPU_S = 0.01
 _INPUT, _OUTPUT, _ERRORS = 0, 1, 2
 _READ_BYTES = 1 << 20
-_WARM_UP = "{% for item in items %}{{ item.name|upper }}{% endfor %}"
+_MAX_FILES = 64
+#: All that a lexer or compiler may load late is in it: a text with an escape, numbers, a filter.
+_WARM_UP = "{% for i in items if i.a != 'é\\n' %}{{ i.a|upper ~ 1 ~ 2.5 is string }}{% endfor %}"
 
 _decode_job = msgspec.msgpack.Decoder(Job).decode
 
@@ -68,16 +73,15 @@ def run(settings: Mapping[str, Any]) -> None:
 
 def serve(templates: Templates, settings: Mapping[str, Any]) -> None:
     """Says that it is ready, gives up files, and works. Returns when the input ends."""
-    worker = Worker(templates, settings)
+    memory = Memory(int(settings["memory_bytes"]))
+    worker = Worker(templates, settings, memory)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # Meant for the whole service. We end when the parent lets go of us: it may still need us.
         signal.signal(number, signal.SIG_IGN)
     # From here on nothing may be said on it: it could be a caller's text.
     os.dup2(os.open(os.devnull, os.O_RDWR), _ERRORS)
     sys.stdout = sys.stderr = None
-    os.closerange(_ERRORS + 1, _ERRORS + 64)
-    # All descriptors are in use, so nothing can be opened any more, neither file nor socket.
-    limit(resource.RLIMIT_NOFILE, _ERRORS + 1)
+    _only_these_files(memory.file)
     gc.collect()
     gc.freeze()
     try:
@@ -94,11 +98,11 @@ def serve(templates: Templates, settings: Mapping[str, Any]) -> None:
 class Worker:
     """Renders jobs with the templates that it was told."""
 
-    def __init__(self, templates: Templates, settings: Mapping[str, Any]) -> None:
+    def __init__(self, templates: Templates, settings: Mapping[str, Any], memory: Memory) -> None:
         self._templates = templates
+        self._memory = memory
         self._line_cpu_s = float(settings["line_cpu_s"])
         self._compile_cpu_s = float(settings["compile_cpu_s"])
-        self._worn_bytes: float = _peak_bytes() + _WORN_SHARE * settings["memory_bytes"]
         self._sources: list[str] = []
         self._budget = Budget()
 
@@ -114,12 +118,12 @@ class Worker:
         except (OutOfTimeError, MemoryError):
             return Answer(Status.TIMEOUT, last=True)
         except RenderTimeout:
-            return Answer(Status.TIMEOUT, last=self._worn())
+            return Answer(Status.TIMEOUT, last=self._memory.is_short())
         except RenderTooLarge:
-            return Answer(Status.TOO_LARGE, last=self._worn())
+            return Answer(Status.TOO_LARGE, last=self._memory.is_short())
         except Exception:  # noqa: BLE001 - a stranger's program: whatever it is, it failed
-            return Answer(Status.FAILED, last=self._worn())
-        return Answer(Status.RENDERED, texts, self._worn())
+            return Answer(Status.FAILED, last=self._memory.is_short())
+        return Answer(Status.RENDERED, texts, self._memory.is_short())
 
     def _prepare(self, sources: tuple[str, ...]) -> None:
         for source in sources:
@@ -141,9 +145,29 @@ class Worker:
             texts.append(text)
         return tuple(texts)
 
-    def _worn(self) -> bool:
-        """Whether it once used so much memory that the next line might lack it."""
-        return self._worn_bytes < _peak_bytes()
+
+class Memory:
+    """How much of this process's memory is in use, as the kernel counts it."""
+
+    def __init__(self, allowed_bytes: int) -> None:
+        try:
+            self.file = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            # Not Linux. The limit itself may hold there; what wears is not seen.
+            self.file = -1
+        self._looked_at_s = 0.0
+        self._most_pages = self._pages() + _WORN_SHARE * allowed_bytes / resource.getpagesize()
+
+    def is_short(self) -> bool:
+        """Whether the next line might lack memory; looks if that can have changed."""
+        now_s = time.process_time()
+        if now_s - self._looked_at_s < _LOOK_CPU_S:
+            return False
+        self._looked_at_s = now_s
+        return self._pages() > self._most_pages
+
+    def _pages(self) -> int:
+        return int(os.pread(self.file, 64, 0).split(b" ", 1)[0]) if self.file >= 0 else 0
 
 
 class Budget:
@@ -184,12 +208,29 @@ class Budget:
 def _warm_up(sandbox: Sandbox) -> None:
     """Has Jinja2 import what it imports late: after this no file can be opened."""
     sandbox.prepare(_WARM_UP)
-    sandbox.render(_WARM_UP, {"items": [{"name": "a"}]})
+    sandbox.render(_WARM_UP, {"items": [{"a": "b"}]})
     for broken in ({}, {"items": [1]}):
         try:
             sandbox.render(_WARM_UP, broken)
         except RenderError:
             continue
+
+
+def _only_these_files(*files: int) -> None:
+    """Closes all but the pipes and these; from here on neither file nor socket can be opened."""
+    kept = {_INPUT, _OUTPUT, _ERRORS, *files}
+    most = max(kept) + 1
+    for number in range(_ERRORS + 1, _MAX_FILES):
+        if number not in kept:
+            with contextlib.suppress(OSError):
+                os.close(number)
+    # What is free below the limit is filled with what is harmless.
+    while True:
+        number = os.dup(_ERRORS)
+        if number >= most:
+            os.close(number)
+            break
+    limit(resource.RLIMIT_NOFILE, most)
 
 
 def _next_job() -> Job | None:
@@ -219,11 +260,6 @@ def _send(answer: Answer) -> None:
         left = memoryview(frame(Answer(Status.FAILED, last=answer.last)))
     while left:
         left = left[os.write(_OUTPUT, left) :]
-
-
-def _peak_bytes() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _refuse(_constant: str) -> NoReturn:

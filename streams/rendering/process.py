@@ -9,6 +9,7 @@ What it says is untrusted: a frame that is too large, malformed or not asked for
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import signal
@@ -87,6 +88,7 @@ class TemplateProcess(asyncio.SubprocessProtocol):
         self._complaint = bytearray()
         self._ready = False
         self._end: End | None = None
+        self._closed = False
         self._exited = False
         self._told: dict[str, int] = {}
         self._told_chars = 0
@@ -104,7 +106,7 @@ class TemplateProcess(asyncio.SubprocessProtocol):
     @property
     def ending(self) -> bool:
         """Whether it takes no more jobs."""
-        return self._end is not None or self._exited
+        return self._end is not None or self._closed or self._exited
 
     async def start(self, command: Sequence[str], settings: dict[str, object], in_s: float) -> None:
         """Waits until it is ready. Raises ProcessEndedError; it must be closed all the same."""
@@ -174,24 +176,25 @@ class TemplateProcess(asyncio.SubprocessProtocol):
             self._complaint += data[: _MAX_COMPLAINT_BYTES - len(self._complaint)]
 
     def pipe_connection_lost(self, fd: int, _exc: Exception | None) -> None:
-        """A pipe is closed: without them it is of no use."""
-        if fd == 1:
-            self._kill(End.DIED)
+        """A pipe is closed: without them it is of no use, and soon it should be gone."""
+        if fd == 1 and not self._exited:
+            self._closed = True
+            self._lingering = self._loop.call_later(_LINGER_S, self._kill, End.MISBEHAVED)
 
     def process_exited(self) -> None:
         """It has ended; what it said last may still be on its way."""
         self._exited = True
         if self._transport is not None:
+            self._stop_timer(self._lingering)
             self._lingering = self._loop.call_later(_LINGER_S, self._transport.close)
 
     def connection_lost(self, _exc: Exception | None) -> None:
         """It has ended, and nothing is left to read."""
         self._exited = True
-        for timer in (self._ticking, self._lingering):
-            if timer is not None:
-                timer.cancel()
+        self._stop_timer(self._ticking)
+        self._stop_timer(self._lingering)
         assert self._transport is not None  # noqa: S101 - there was a connection
-        if self._end in (None, End.DIED):
+        if self._end is None:
             killed = self._transport.get_returncode() == -signal.SIGKILL
             self._end = End.KILLED if killed else End.DIED
         self._transport.close()
@@ -267,12 +270,19 @@ class TemplateProcess(asyncio.SubprocessProtocol):
             self._ticks_left -= 1
 
     def _kill(self, end: End) -> None:
-        if self._end is None or self._end is End.SPENT:
-            self._end = self._end or end
-            if self._pid and not self._exited:
-                # Not the transport's kill(): that looks whether it has ended, and on some event
-                # loops would take its exit code before the loop does.
+        if self._exited or self._end not in (None, End.SPENT):
+            return
+        self._end = self._end or end
+        if self._pid:
+            # Not the transport's kill(): that looks whether it has ended, and on some event loops
+            # would take its exit code before the loop does.
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
+
+    @staticmethod
+    def _stop_timer(timer: asyncio.TimerHandle | None) -> None:
+        if timer is not None:
+            timer.cancel()
 
     def _reason(self) -> str:
         """The last line that it said while it started; callers' texts can't be in it yet."""

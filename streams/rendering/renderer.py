@@ -101,6 +101,7 @@ class Renderer:
         processes: int = PROCESSES,
         line_cpu_s: float = LINE_CPU_S,
         line_wall_s: float = LINE_WALL_S,
+        compile_cpu_s: float = COMPILE_CPU_S,
         memory_bytes: int = MEMORY_BYTES,
         metrics: Metrics | None = None,
         broken: Broken | None = None,
@@ -114,7 +115,7 @@ class Renderer:
             "module": module,
             "memory_bytes": memory_bytes,
             "line_cpu_s": line_cpu_s,
-            "compile_cpu_s": COMPILE_CPU_S,
+            "compile_cpu_s": compile_cpu_s,
         }
         self._meter = _Meter(metrics or Metrics())
         self._broken = broken or _log_bug
