@@ -120,6 +120,8 @@ class Prompt:
         """
         needed = PROMPT_ENDPOINTS[endpoint]
         out = {**self._config, **fields}
+        if self.model is not None and out["model"] == _NULL:
+            out["model"] = self._config["model"]
         for name in SLUG_FIELDS:
             out.pop(name, None)
         if endpoint == _RESPONSES:

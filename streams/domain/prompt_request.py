@@ -124,7 +124,7 @@ def _version(raw: Raw, param: str, *, text_too: bool = False) -> int | None:
         return None
     digits = bytes(raw)
     if text_too and digits[:1] == b'"':
-        digits = digits[1:-1]
+        digits = msgspec.json.decode(raw, type=str).encode()
     text = digits.decode("utf-8", "replace")
     if _DIGITS.fullmatch(text) is None or int(text) > MAX_VERSION:
         raise UseError(f"Invalid '{param}': expected an integer from 1 up.", param)

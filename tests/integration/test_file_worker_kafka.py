@@ -10,7 +10,7 @@ import sys
 import zlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import pytest
 
@@ -23,12 +23,18 @@ from schemas.records import (
     IntakeTask,
     ObjectRef,
     OutcomeKind,
+    PinnedPrompt,
+    PromptHead,
+    PromptVersion,
+    PromptVersionRef,
     Record,
 )
-from schemas.topics import BATCH_EVENT, FILE_TASK
+from schemas.topics import BATCH_EVENT, FILE_TASK, PROMPT
 from streams.adapters.object_store import open_store
 from streams.domain import keys, segment
-from streams.domain.plan import PlanBuilder
+from streams.domain.plan import PlanBuilder, pins_range
+from streams.domain.prompt_pins import decode_pins
+from streams.domain.prompt_registry import head_key, version_key
 from streams.kafka.admin import apply_topics
 from streams.kafka.groups import committed_offsets, group_name
 from streams.kafka.producer import RecordProducer
@@ -45,6 +51,12 @@ _WAIT_S = 40.0
 def _line(n: int, size: int = 0) -> bytes:
     body = {"model": "m", "messages": [{"role": "user", "content": "x" * size}]}
     line = {"custom_id": f"r{n}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    return json.dumps(line).encode() + b"\n"
+
+
+def _prompt_line(n: int, **body: Any) -> bytes:
+    fields = {"model": "m", "prompt_slug": "greet", "variables": {"name": "A"}} | body
+    line = {"custom_id": f"r{n}", "method": "POST", "url": "/v1/chat/completions", "body": fields}
     return json.dumps(line).encode() + b"\n"
 
 
@@ -104,7 +116,41 @@ class _World:
                 await writer.write(piece)
         return ObjectRef(key=key, size_bytes=sum(map(len, data)))
 
-    async def intake(self, name: str, data: Sequence[bytes]) -> IntakeTask:
+    async def prompt(self, revision: int, text: str) -> int:
+        """Publishes the next version of prompt `greet`; the topic's end after that."""
+        messages = json.dumps([{"role": "user", "content": text}]).encode()
+        version = PromptVersion(
+            tenant="t",
+            slug="greet",
+            version_id=f"v{revision}",
+            messages=messages,
+            model_config=b"{}",
+        )
+        key = version_key("t", "greet", version.version_id)
+        await self.producer.send(PROMPT, key, version)
+        listed = [
+            PromptVersionRef(
+                number=n, version_id=f"v{n}", created_at_ms=0, size_bytes=0, request_hash="h"
+            )
+            for n in range(1, revision + 1)
+        ]
+        head = PromptHead(
+            tenant="t",
+            slug="greet",
+            revision=revision,
+            write_id="w",
+            prompt_id="prompt_1",
+            request_hash="h",
+            created_at_ms=0,
+            updated_at_ms=0,
+            published=revision,
+            latest=revision,
+            versions=tuple(listed),
+        )
+        await self.producer.send(PROMPT, head_key("t", "greet", revision, "w"), head)
+        return 2 * revision
+
+    async def intake(self, name: str, data: Sequence[bytes], prompt_offset: int = 0) -> IntakeTask:
         """Uploads a file and asks for its intake."""
         task = IntakeTask(
             task_id=f"{name}:intake",
@@ -114,6 +160,7 @@ class _World:
             endpoint="/v1/chat/completions",
             input=await self.upload(name, data),
             deadline_ms=10**15,
+            prompt_offset=prompt_offset,
         )
         await self.send(task)
         return task
@@ -196,6 +243,40 @@ async def test_tasks_are_answered_with_events_and_acked(world: _World) -> None:
         return sum(max(0, offset) for offset in committed.values()) == 3
 
     await eventually(all_acked, _WAIT_S)
+
+
+async def test_a_file_is_checked_with_the_prompts_that_its_gateway_knew(world: _World) -> None:
+    await world.prompt(1, "Hi {{name}}")
+    await world.start()
+    await world.intake("direct", [_line(1), _prompt_line(2)])
+    (first,) = await world.answers(BatchValidated)
+    assert first.prompts == (PinnedPrompt(slug="greet", version=1, lines=1),)
+    # The worker has read the topic by now; what is published next it has to wait for.
+    for revision in range(2, 30):
+        end = await world.prompt(revision, f"Hi {{{{name}}}} {revision}")
+        lines = [_prompt_line(1), _prompt_line(2, prompt_version=1), _line(3)]
+        await world.intake(f"batch-{revision}", lines, prompt_offset=end)
+    later = (await world.answers(BatchValidated, 29))[1:]
+    for event in later:
+        # Not older than what the gateway knew; newer it may be.
+        assert event.prompts[0].version >= int(event.batch_id.removeprefix("batch-"))
+        offset, length = pins_range(event.total, event.plan.size_bytes)
+        pins = decode_pins(await world.store.get_range(event.plan.key, offset, length))
+        assert [pin.version for pin in pins] == [event.prompts[0].version, 1]
+        assert f'name}}}} {pins[0].version}"'.encode() in pins[0].messages
+
+
+async def test_a_task_is_not_answered_before_its_prompts_are_there(world: _World) -> None:
+    await world.prompt(1, "Hi {{name}}")
+    await world.start()
+    await world.intake("first", [_prompt_line(1)])
+    await world.answers(BatchValidated)
+    await world.intake("unknown", [_prompt_line(1, prompt_version=2)], prompt_offset=2)
+    await world.intake("anew", [_prompt_line(1, prompt_version=2)], prompt_offset=10**9)
+    rejected = await world.answers(BatchRejected, 2)
+    assert {(e.code, e.param) for event in rejected for e in event.errors} == {
+        ("invalid_request", "body.prompt_version")
+    }
 
 
 @pytest.mark.parametrize(

@@ -199,11 +199,7 @@ async def test_a_file_that_waits_says_so(world: _World) -> None:
     world.topic.log.append(_version("b"))
     with capture_logs() as logs:
         waiting = asyncio.create_task(world.prompts.read_to(3, "batch_1"))
-
-        async def said() -> bool:
-            return bool(logs)
-
-        await eventually(said, 10.0)
+        await eventually(lambda: logs)
         world.topic.go_on()
         await waiting
     assert logs[0]["action"] == "prompts_waited_for"

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from msgspec import Raw
 
 from schemas.records import PinnedPrompt
 from streams.domain import intake_prompts
@@ -107,6 +108,15 @@ def test_without_a_slug_the_other_fields_are_the_upstreams_business(
     assert files.row_pins(verdict) == [0, 1, 0]
 
 
+def test_a_version_in_digits_may_be_escaped_like_any_text() -> None:
+    form = {"id": "greet", "version": "1", "variables": {"name": "A"}}
+    lines = [
+        files.line(n, url=files.RESPONSES, prompt=form).replace(b'"1"', b'"\\u0031"')
+        for n in range(2)
+    ]
+    assert files.row_pins(files.accepted(*lines, endpoint=files.RESPONSES)) == [1, 1]
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -139,6 +149,19 @@ def test_the_prompt_of_a_completions_line_is_its_text() -> None:
         files.line(n, url=url, prompt=p) for n, p in enumerate(["plain", {"id": "plain"}, ["a"]])
     ]
     assert files.row_pins(files.accepted(*lines, endpoint=url)) == [0, 0, 0]
+
+
+def test_a_model_of_null_is_left_to_the_prompt_at_intake_and_when_it_is_rendered() -> None:
+    line = files.line(1, model=None, prompt_slug="chatty", variables={"text": ""})
+    verdict = files.accepted(line)
+    assert verdict.models == ("other",)
+    (pin,) = files.pins(verdict)
+    fields = {"model": Raw(b"null"), "temperature": Raw(b"null")}
+    made = compile_prompt(pin.messages, pin.model_config).body(
+        files.CHAT, fields, {"text": Raw(b'""')}
+    )
+    body = json.loads(made)
+    assert (body["model"], body["temperature"]) == ("other", None)
 
 
 def test_a_file_sees_one_state_of_each_prompt_while_others_are_published() -> None:
