@@ -23,6 +23,7 @@ from streams.settings import Settings
 #: or are chatty about what our own lines say already.
 _LIBRARY_LEVELS: dict[str, int] = {
     "aiokafka": logging.WARNING,
+    "aiosqlite": logging.WARNING,
     "aiohttp.access": logging.WARNING,
     "asyncio": logging.WARNING,
     "faust": logging.WARNING,

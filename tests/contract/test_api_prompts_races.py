@@ -237,8 +237,8 @@ async def test_the_same_key_and_request_give_the_same_answer(
     again = await call("s", "text", model_config=dict(reversed(config.items())), headers=KEY)
     assert (again.status, again.body, again.etag) == (200, first.body, first.etag)
     assert len(heads(gateway)) == count
-    for other in ({"model_config": {}}, {"text": "other"}):
-        refused = await call("s", headers=KEY, **{"text": "text", "model_config": config, **other})
+    for text, other in (("text", {}), ("other", config)):
+        refused = await call("s", text, model_config=other, headers=KEY)
         assert refused.refusal == (409, "idempotency_conflict", "Idempotency-Key")
         assert refused.headers["x-should-retry"] == "false"
     assert len(heads(gateway)) == count
