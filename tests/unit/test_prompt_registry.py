@@ -64,6 +64,10 @@ def _keyed(record: PromptHead | PromptVersion) -> Logged:
     return key, record
 
 
+def _of(*records: PromptHead | PromptVersion) -> Registry:
+    return _folded(*[_keyed(record) for record in records])
+
+
 def _folded(*log: Logged) -> Registry:
     registry = Registry()
     for key, record in log:
@@ -73,7 +77,7 @@ def _folded(*log: Logged) -> Registry:
 
 def test_a_version_is_found_by_number_and_the_published_one_without() -> None:
     two = _head(2, versions=(_ref(1, "v1"), _ref(2, "v2")), latest=2)
-    registry = _folded(*map(_keyed, (_text("v1"), _head(1), _text("v2"), two)))
+    registry = _of(_text("v1"), _head(1), _text("v2"), two)
     assert registry.resolve("t", "s", None) == Resolved(1, _text("v1"))
     assert registry.resolve("t", "s", 2) == Resolved(2, _text("v2"))
     assert registry.head("t", "s") == two
@@ -92,12 +96,12 @@ def test_a_version_is_found_by_number_and_the_published_one_without() -> None:
 def test_what_is_not_there_has_a_reason(
     changes: dict[str, Any], version: int | None, why: Any
 ) -> None:
-    registry = _folded(*map(_keyed, (_text("v1"), _head(1), _head(2, **changes))))
+    registry = _of(_text("v1"), _head(1), _head(2, **changes))
     assert registry.resolve("t", "s", version) == Unresolved(why)
 
 
 def test_tenants_do_not_see_each_others_prompts() -> None:
-    registry = _folded(*map(_keyed, (_text("v1"), _head(1))))
+    registry = _of(_text("v1"), _head(1))
     assert registry.resolve("other", "s", None) == Unresolved("no_prompt")
     assert registry.head("other", "s") is None
 
@@ -105,14 +109,14 @@ def test_tenants_do_not_see_each_others_prompts() -> None:
 def test_a_version_of_before_a_deletion_is_gone_after_the_slug_was_created_again() -> None:
     deleted = _head(2, deleted_at_ms=5, versions=(), published=None)
     again = _head(3, prompt_id="prompt_2", latest=2, published=2, versions=(_ref(2, "v2"),))
-    registry = _folded(*map(_keyed, (_text("v1"), _head(1), deleted, _text("v2"), again)))
+    registry = _of(_text("v1"), _head(1), deleted, _text("v2"), again)
     assert registry.resolve("t", "s", 1) == Unresolved("no_version")
     assert registry.resolve("t", "s", None) == Resolved(2, _text("v2"))
 
 
 def test_texts_that_no_head_lists_any_more_are_let_go() -> None:
     deleted = _head(2, deleted_at_ms=5, versions=(), published=None)
-    registry = _folded(*map(_keyed, (_text("v1"), _head(1), deleted)))
+    registry = _of(_text("v1"), _head(1), deleted)
     revived = _keyed(_head(3))
     registry.apply(*revived)
     assert registry.resolve("t", "s", 1) == Unresolved("no_version")
