@@ -45,6 +45,14 @@ def knows_none(slug: str, version: int | None) -> Unresolved:
     return Unresolved("no_prompt")
 
 
+def may_name_one(data: bytes) -> bool:
+    """Whether a line with a stored prompt may be, or begin or end, in these bytes.
+
+    In every such line stands the word, or an escaped letter of it.
+    """
+    return b"prompt" in data or b"\\u00" in data
+
+
 class Pinned:
     """A version in use. number: of its pin, from 1; size_bytes: of its texts."""
 

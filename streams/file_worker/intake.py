@@ -1,6 +1,7 @@
 """The intake task: streams a batch's input file through domain.intake and stores the plan.
 
-Before, it waits until it knows at least the stored prompts that the gateway knew.
+Before the first line that may name a stored prompt, it waits until it knows at least those that
+the gateway knew.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from schemas.records import BatchError, BatchRejected, BatchValidated, IntakeTas
 from streams.domain import keys
 from streams.domain.intake import Accepted, Intake, Refused, Rules, too_large
 from streams.domain.intake_lines import ENDPOINTS
-from streams.domain.intake_prompts import Resolve
+from streams.domain.intake_prompts import Resolve, may_name_one
 from streams.file_worker.patience import Patience
 from streams.kafka.failpoint import reach
 from streams.ports.object_store import ObjectNotFoundError, ObjectStore, ObjectStoreError
@@ -29,6 +30,8 @@ log = structlog.get_logger(__name__)
 STORE_BUDGET_S = 180.0
 #: What is read and checked between two turns of the event loop: about 3 ms of work.
 _CHUNK_BYTES = 1 << 20
+#: As long as what may_name_one() looks for, or longer.
+_WORD_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,6 @@ class IntakeRunner:
         if task.input.size_bytes > self._limits.max_file_bytes:
             message = too_large(self._limits.max_file_bytes)
             return _refused(ValidationCode.FILE_TOO_LARGE, message)
-        await self._prompts.read_to(task.prompt_offset, task.batch_id)
         rules = Rules(
             task.endpoint,
             self._serves,
@@ -110,10 +112,12 @@ class IntakeRunner:
     async def _read(self, task: IntakeTask, intake: Intake) -> None:
         """Feeds the whole file, and goes on where it was when the store fails in the middle."""
         trouble = self._patience.trouble(STORE_BUDGET_S, batch_id=task.batch_id, task="intake")
+        prompts = _AwaitedPrompts(self._prompts, task)
         offset = 0
         while True:
             try:
                 async for chunk in self._store.stream(task.input.key, offset, None, _CHUNK_BYTES):
+                    await prompts.known_for(chunk)
                     for _ in intake.steps(chunk):
                         await asyncio.sleep(0)
                     if intake.stopped:
@@ -152,6 +156,27 @@ class IntakeRunner:
 
     def _rejected(self, task: IntakeTask, *errors: BatchError) -> BatchRejected:
         return rejected(task, self._patience.clock.now_ms(), *errors)
+
+
+class _AwaitedPrompts:
+    """Waits for the prompts before the first bytes that may need them; most files have none."""
+
+    def __init__(self, prompts: Prompts, task: IntakeTask) -> None:
+        self._prompts = prompts
+        self._task = task
+        self._known = False
+        #: The end of what came before: the word may be cut.
+        self._end = b""
+
+    async def known_for(self, chunk: bytes) -> None:
+        """Returns when the lines that end in the chunk can be checked."""
+        if self._known:
+            return
+        data = self._end + chunk
+        if may_name_one(data):
+            await self._prompts.read_to(self._task.prompt_offset, self._task.batch_id)
+            self._known = True
+        self._end = data[-_WORD_BYTES:]
 
 
 def rejected(task: IntakeTask, at_ms: int, *errors: BatchError) -> BatchRejected:

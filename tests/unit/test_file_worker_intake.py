@@ -234,6 +234,33 @@ async def test_a_file_is_checked_only_when_the_prompts_that_its_gateway_knew_are
     assert setup.prompts.waited_for == [(17, "batch_1")]
 
 
+async def test_a_file_without_prompts_waits_for_none() -> None:
+    setup = _Setup(_line(1, size=5000) + _line(2))
+    assert isinstance(await setup.run(prompt_offset=17), BatchValidated)
+    assert setup.prompts.waited_for == []
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 200, 1 << 20])
+@pytest.mark.parametrize("name", [b"prompt_slug", b"\\u0070rompt_slug", b"p\\u0072ompt\\u005Fslug"])
+async def test_a_prompt_is_waited_for_wherever_the_store_cuts(chunk: int, name: bytes) -> None:
+    line = _prompt_line(1, name="A").replace(b"prompt_slug", name)
+    setup = _Setup(_line(0) + line)
+    book = setup.prompts.book
+    setup.prompts.arrive = lambda: book.write("greet", {1: "Hi {{name}}"}, published=1)
+    stream = setup.store.stream
+
+    def cut(
+        key: str, offset: int = 0, length: int | None = None, chunk_bytes: int = 0
+    ) -> AsyncIterator[bytes]:
+        return stream(key, offset, length, chunk)
+
+    setup.store.stream = cut  # type: ignore[method-assign]
+    event = await setup.run()
+    assert isinstance(event, BatchValidated)
+    assert event.prompts[0].lines == 1
+    assert setup.prompts.waited_for == [(0, "batch_1")]
+
+
 async def test_another_tenants_prompt_is_not_found() -> None:
     setup = _Setup(_prompt_line(1, name="A"))
     setup.prompts.book.write("greet", {1: "Hi {{name}}"}, published=1)
