@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -30,13 +30,13 @@ from streams.domain.prompt_request import MAX_VERSION, PROMPT_ENDPOINTS
 MAX_BATCH_BODY_BYTES = 32 * 1024 * 1024
 _MAX_NAME = 256
 _NULL = Raw(b"null")
-_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+#: The last is for bytes that are not UTF-8, and for numbers of too many digits.
+_NOT_JSON = (msgspec.DecodeError, RecursionError, ValueError)
 _UNKNOWN = re.compile(r"unknown field `(.*)`", re.DOTALL)
 #: What POST /v1/batches has, too.
 _OF_BATCH = ("metadata", "output_expires_after", "idempotency_key")
-_BLANKS = re.compile(r"[ \t\r\n]*")
-#: Finds the end of a value. Numbers stay texts: the longest ones Python would not read.
-_value_end = json.JSONDecoder(parse_int=str, parse_float=str).raw_decode
+#: In place of an item that isn't there.
+_ABSENT = Raw(b"")
 
 
 class _Body(msgspec.Struct, forbid_unknown_fields=True):
@@ -68,7 +68,7 @@ class PromptBatchRequest:
     """
 
     prompt: PromptRef
-    variables: str
+    variables: bytes
     id_column: str | None
     keep_id: bool
     batch: CreateRequest
@@ -96,7 +96,7 @@ async def read_prompt_batch(request: web.Request, windows: Mapping[str, int]) ->
     said = [slug, prompt.version, prompt.model, id_column, keep_id, batch.hash()]
     return PromptBatchRequest(
         prompt=prompt,
-        variables=_text(rows),
+        variables=rows,
         id_column=id_column,
         keep_id=keep_id,
         batch=batch,
@@ -105,48 +105,61 @@ async def read_prompt_batch(request: web.Request, windows: Mapping[str, int]) ->
     )
 
 
-def rows_of(variables: str, *, max_rows: int, max_row_bytes: int) -> Iterator[dict[str, Raw]]:
+def rows_of(variables: bytes, *, max_rows: int, max_row_bytes: int) -> Iterator[dict[str, Raw]]:
     """The rows in a JSON array, one at a time. Raises InvalidRequest."""
-    at = _blank(variables, 1)
-    number = 0
-    while variables[at] != "]":
-        end = _end(variables, at)
-        if number == max_rows:
-            raise InvalidRequest(
-                f"Invalid 'variables': array too long. Expected an array with maximum length "
-                f"{max_rows}.",
-                param="variables",
-                code="array_above_max_length",
-            )
-        yield _one(variables[at:end].encode(), f"variables[{number}]", max_row_bytes)
-        number += 1
-        at = _blank(variables, end)
-        if variables[at] == ",":
-            at = _blank(variables, at + 1)
-    if not number:
+    items = msgspec.structs.astuple(_items(max_rows).decode(variables))
+    if items[-1] is not _ABSENT:
+        raise InvalidRequest(
+            f"Invalid 'variables': array too long. Expected an array with maximum length "
+            f"{max_rows}.",
+            param="variables",
+            code="array_above_max_length",
+        )
+    if items[0] is _ABSENT:
         raise InvalidRequest(
             "Invalid 'variables': empty array. Expected an array with minimum length 1.",
             param="variables",
             code="empty_array",
         )
+    for number, item in enumerate(items):
+        if item is _ABSENT:
+            return
+        yield _row_of(bytes(item), f"variables[{number}]", max_row_bytes)
+
+
+@lru_cache
+def _items(max_rows: int) -> msgspec.json.Decoder[Any]:
+    """Reads the first items of an array, and one more if there are too many.
+
+    A list would be filled with however many millions there are before its length is known; a
+    struct in the form of an array keeps what it has fields for.
+    """
+    fields = [(f"item_{number}", Raw, _ABSENT) for number in range(max_rows + 1)]
+    return msgspec.json.Decoder(msgspec.defstruct("Items", fields, array_like=True))
 
 
 def check_row_size(size_bytes: int, param: str, max_bytes: int) -> None:
     """Refuses a row that would make too long a line. Raises InvalidRequest."""
     if size_bytes > max_bytes:
-        raise InvalidRequest(
-            f"Invalid '{param}': the line would have more than {max_bytes} bytes.",
-            param=param,
-            code="line_too_large",
-        )
+        raise _too_long(param, max_bytes)
 
 
-def _one(raw: bytes, param: str, max_bytes: int) -> dict[str, Raw]:
+def _too_long(param: str, max_bytes: int) -> InvalidRequest:
+    return InvalidRequest(
+        f"Invalid '{param}': the line would have more than {max_bytes} bytes.",
+        param=param,
+        code="line_too_large",
+    )
+
+
+def _row_of(raw: bytes, param: str, max_bytes: int) -> dict[str, Raw]:
     check_row_size(len(raw), param, max_bytes)
+    if raw[:1] != b"{":
+        raise checks.wrong_type(param, dict, _kind(raw))
     try:
+        # Bytes that are not UTF-8 can hide in what the decoder only skips.
+        raw.decode()
         return _row.decode(raw)
-    except msgspec.ValidationError as error:
-        raise checks.wrong_type(param, dict, _kind(raw)) from error
     except _NOT_JSON as error:
         raise not_json() from error
 
@@ -178,27 +191,6 @@ def _fields(raw: bytes) -> dict[str, Any]:
     if rows[:1] != b"[":
         raise checks.wrong_type("variables", list, _kind(rows))
     return {**fields, "variables": rows}
-
-
-def _text(raw: bytes) -> str:
-    try:
-        # Bytes that are not UTF-8 can hide in what the decoder only skipped.
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        raise not_json() from error
-
-
-def _end(text: str, at: int) -> int:
-    try:
-        return int(_value_end(text, at)[1])
-    except (ValueError, RecursionError) as error:
-        raise not_json() from error
-
-
-def _blank(text: str, at: int) -> int:
-    """Where the blanks that begin here end."""
-    found = _BLANKS.match(text, at)
-    return at if found is None else found.end()
 
 
 def _batch(

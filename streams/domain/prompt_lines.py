@@ -12,6 +12,7 @@ time, and 100 bytes or so a row to find a repeated custom_id.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,8 @@ MAX_DEPTH = 100
 _MAX_ID_DIGITS = 40
 #: Python refuses to write whole numbers of more than 4300 digits.
 _MAX_BITS = 14_280
+#: Without one of these in it, a value has no number that is infinite, or too long.
+_RISKY = re.compile(rb"[0-9][eE]|[0-9]{300}")
 #: Names are cut to this many characters in messages.
 _SHOWN_CHARS = 64
 #: The last is for numbers of too many digits.
@@ -70,9 +73,9 @@ def batch_lines(
     """The lines, each with its newline, in the order of the rows. Raises RowError.
 
     A row's values are what JSON has (None, bool, int, finite float, str, list, dict), or
-    msgspec.Raw, which is taken over as it is written. Without id_column the custom_ids are
-    row-000001, row-000002 and so on. With it they are that column's texts or whole numbers, and
-    the column is no variable, unless keep_id.
+    msgspec.Raw as a decoder made it, which is taken over as it is written. Without id_column the
+    custom_ids are row-000001, row-000002 and so on. With it they are that column's texts or whole
+    numbers, and the column is no variable, unless keep_id.
     """
     if keep_id and id_column is None:
         raise ValueError("keep_id needs an id_column.")
@@ -151,8 +154,8 @@ def _unicode(text: str, name: str, number: int) -> str:
 def _raw(raw: Raw, name: str, number: int) -> Raw:
     """JSON as it was written, without line breaks between its values."""
     data = bytes(raw)
-    if data[:1] != b'"':
-        # A text was judged where it was cut out; numbers and what holds them were only skipped.
+    if data[:1] != b'"' and _RISKY.search(data):
+        # Who cut it out has judged it, but for the size of numbers.
         _decoded(raw, name, number)
     if b"\n" in data or b"\r" in data:
         return Raw(msgspec.json.format(data, indent=-1))

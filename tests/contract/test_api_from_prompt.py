@@ -159,6 +159,7 @@ class TestRefusals:
             ({"variables": []}, "variables", "empty_array"),
             ({"variables": [{"text": "t"}, 7]}, "variables[1]", "invalid_type"),
             ({"variables": [["text"]]}, "variables[0]", "invalid_type"),
+            ({"variables": [None]}, "variables[0]", "invalid_type"),
             ({"variables": [{}]}, "variables[0].text", "missing_required_parameter"),
             (
                 {"variables": [{"text": "t"}, {"txt": "t"}]},
@@ -238,6 +239,9 @@ class TestRefusals:
             b'{"slug": "summarize", "variables": [{"text": "\xff"}]}',
             b'{"slug": "summarize", "variables": [{"text": NaN}]}',
             b'{"slug": "summarize", "variables": [{"text": "t", "n": 1e999}]}',
+            b'{"slug": "summarize", "variables": [{"text": "t"}], "version": ' + b"9" * 5000 + b"}",
+            b'{"slug": "summarize", "variables": [' + b"9" * 5000 + b"]}",
+            b'{"slug": "summarize", "variables": [{"text": ' + b"9" * 5000 + b"}]}",
             b'{"slug": "summarize", "variables": ' + b"[" * 100_000,
             b'{"slug": "summarize", "variables": [{"text": ' + b"[" * 900 + b"]" * 900 + b"}]}",
         ],
