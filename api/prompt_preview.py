@@ -11,7 +11,7 @@ from api.prompt_request import RenderRequest
 from api.views import JSON
 from schemas.errors import LINE_MESSAGES, LineCode
 from schemas.records import PromptVersion
-from streams.domain.prompt import Prompt, PromptError, VariableRefusal, compile_prompt
+from streams.domain.prompt import Prompt, PromptError, VariableRefusal
 from streams.domain.prompt_request import PROMPT_ENDPOINTS
 from streams.domain.prompt_template import (
     RenderError,
@@ -30,7 +30,7 @@ _CODES: dict[type[RenderError], LineCode] = {
 
 async def preview(gateway: Gateway, text: PromptVersion, asked: RenderRequest, number: int) -> JSON:
     """The rendering of version `number`. Raises InvalidRequest, Unavailable, TimeoutError."""
-    prompt = await compiled(text)
+    prompt = await compiled(gateway, text)
     refusal = prompt.refusal(asked.variables)
     if refusal is not None:
         raise refused(refusal, "variables")
@@ -52,10 +52,10 @@ async def preview(gateway: Gateway, text: PromptVersion, asked: RenderRequest, n
     return prompt_views.rendering(text.slug, number, field, messages, body)
 
 
-async def compiled(text: PromptVersion) -> Prompt:
+async def compiled(gateway: Gateway, text: PromptVersion) -> Prompt:
     """A version, ready to render. Raises InvalidRequest."""
     try:
-        return await asyncio.to_thread(compile_prompt, text.messages, text.model_config)
+        return await gateway.prompt_facts.compiled(text.messages, text.model_config)
     except PromptError as error:
         # It was good when it was stored; this server's rules have changed since.
         raise InvalidRequest(error.message, param=error.param, code="invalid_value") from error

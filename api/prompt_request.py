@@ -6,7 +6,6 @@ changes on the way; they are judged by compiling them once.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import re
@@ -22,9 +21,10 @@ from api import checks
 from api.body import MAX_BODY_BYTES, decoded_object, json_object, read_body
 from api.create_request import checked_key
 from api.errors import InvalidRequest, PreconditionFailed
+from api.gateway import GATEWAY
 from api.prompt_facts import Facts, facts_of
 from schemas.records import PromptHead
-from streams.domain.prompt import PromptError, compile_prompt
+from streams.domain.prompt import PromptError
 from streams.domain.prompt_request import (
     MAX_VERSION,
     PROMPT_ENDPOINTS,
@@ -193,8 +193,7 @@ async def _version(
     no_config = body.get("model_config") is None
     config = b"{}" if no_config else bytes(fields["model_config"])
     try:
-        # Large templates take milliseconds, which other requests share.
-        prompt = await asyncio.to_thread(compile_prompt, messages, config)
+        prompt = await request.app[GATEWAY].prompt_facts.compiled(messages, config)
     except PromptError as error:
         raise InvalidRequest(error.message, param=error.param, code="invalid_value") from error
     return VersionRequest(

@@ -56,7 +56,7 @@ async def _made(gateway: Gateway, tenant: str, asked: PromptBatchRequest) -> Bat
     if not is_slug(asked.prompt.slug):
         raise no_prompt(checks.shortened(asked.prompt.slug))
     version = await found_version(gateway, tenant, asked.prompt.slug, asked.prompt.version)
-    prompt = await compiled(version.text)
+    prompt = await compiled(gateway, version.text)
     if asked.prompt.model is None and prompt.model is None:
         raise InvalidRequest(
             "Missing required parameter: 'model'. The prompt names none.",
