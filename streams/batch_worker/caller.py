@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 
 import msgspec
 import structlog
@@ -26,6 +27,9 @@ from streams.ports.inference import BlipError, InferenceClient, InferenceError
 from streams.ports.object_store import ObjectStore, ObjectStoreError
 
 log = structlog.get_logger(__name__)
+
+#: What a line waits for between having its request and calling: a place at its upstream.
+Place = Callable[[], AbstractAsyncContextManager[None]]
 
 #: Pauses before a call is repeated that brought no byte; each is drawn from half of it up.
 _BLIP_PAUSES_S = (0.05, 0.2)
@@ -55,10 +59,13 @@ class Caller:
         policy = RetryPolicy(upstream.max_attempts, upstream.first_retry_s, upstream.max_retry_s)
         self._judge = Judge(policy, random)
 
-    async def attempt(self, line: Line) -> Outcome | None:
-        """The outcome; None if the line's window is over, so that it must not start any more."""
+    async def attempt(self, line: Line, place: Place | None = None) -> Outcome | None:
+        """The outcome; None if the line's window is over, so that it must not start any more.
+
+        place: what it must enter before it calls, unless it has it already.
+        """
         try:
-            return await self._attempt(line)
+            return await self._attempt(line, place)
         except Exception as error:  # noqa: BLE001 - one line must not take the worker down
             log.error(
                 "An attempt failed inside the worker.",
@@ -69,7 +76,7 @@ class Caller:
             )
             return self._unsent(line, Unsendable(FailureReason.INVALID_RESPONSE))
 
-    async def _attempt(self, line: Line) -> Outcome | None:
+    async def _attempt(self, line: Line, place: Place | None) -> Outcome | None:
         ready, item = line.ready, line.item
         if ready.deadline_ms <= self._clock.now_ms():
             return None
@@ -87,7 +94,13 @@ class Caller:
             request = parse_request(raw, self._names) or Unsendable(FailureReason.INPUT_LOST)
         if isinstance(request, Unsendable):
             return self._unsent(line, request)
-        outcome = await self._called(line, request)
+        if place is None:
+            outcome = await self._called(line, request)
+        else:
+            async with place():
+                if ready.deadline_ms <= self._clock.now_ms():
+                    return None
+                outcome = await self._called(line, request)
         reach("batch_worker.answered")
         rendered = outcome.rendered
         if rendered is not None and len(rendered) > self._claim_check_bytes:

@@ -1,11 +1,16 @@
-"""Runs the lines of one upstream pool: so many at once, the others wait here and nowhere else."""
+"""Runs the lines of one upstream pool: so many at once, the others wait here and nowhere else.
+
+Lines whose prompt only the sandbox can render are another pool's, which has no upstream: when
+they are rendered they come here as guests, and take their turn like any other line.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 
 from streams.background import Broken
 from streams.batch_worker.line import Line
@@ -21,6 +26,10 @@ _RATE_WINDOW_S = 0.5
 Run = Callable[[Line], Awaitable[None]]
 
 
+class _Guest(asyncio.Future[None]):
+    """A line of another pool that waits for a place; done when it has one."""
+
+
 class Pool:
     """The limiter of one pool. `run` runs one line; `broken` hears of what it raises, a bug."""
 
@@ -34,8 +43,9 @@ class Pool:
         self._run = run
         self._broken = broken
         self._clock = clock
-        self._waiting: deque[Line] = deque()
+        self._waiting: deque[Line | _Guest] = deque()
         self._running: dict[Line, asyncio.Task[None]] = {}
+        self._guests = 0
         self._closed = False
         self._rate = 0.0
         self._finished = 0
@@ -44,7 +54,7 @@ class Pool:
     @property
     def running(self) -> int:
         """How many calls run now."""
-        return len(self._running)
+        return len(self._running) + self._guests
 
     def credits(self) -> int:
         """How many lines this pool is willing to hold, by the rate at which it finishes them."""
@@ -60,6 +70,28 @@ class Pool:
         self._waiting.append(line)
         self._fill()
 
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """A place among the lines that run, for a line of another pool.
+
+        Raises CancelledError once the pool is closed.
+        """
+        guest = _Guest()
+        if self._closed:
+            guest.cancel()
+        self._waiting.append(guest)
+        self._fill()
+        try:
+            await guest
+            yield
+        finally:
+            if guest.cancelled():
+                with suppress(ValueError):
+                    self._waiting.remove(guest)
+            else:
+                self._guests -= 1
+                self._fill()
+
     def release(self) -> None:
         """A line that was held is not any more."""
         self.held -= 1
@@ -67,9 +99,14 @@ class Pool:
 
     def withdraw(self, unwanted: Callable[[Line], bool]) -> list[Line]:
         """Takes out and returns the waiting lines that are not wanted any more."""
-        out = [line for line in self._waiting if unwanted(line)]
-        if out:
-            self._waiting = deque(line for line in self._waiting if not unwanted(line))
+        out: list[Line] = []
+        kept: deque[Line | _Guest] = deque()
+        for line in self._waiting:
+            if isinstance(line, Line) and unwanted(line):
+                out.append(line)
+            else:
+                kept.append(line)
+        self._waiting = kept
         return out
 
     def drop(self, unwanted: Callable[[Line], bool]) -> list[Line]:
@@ -84,6 +121,9 @@ class Pool:
     def close(self) -> list[Line]:
         """Starts nothing any more; returns the lines that were waiting."""
         self._closed = True
+        for guest in self._waiting:
+            if isinstance(guest, _Guest):
+                guest.cancel()
         return self.withdraw(lambda _line: True)
 
     async def drain(self, budget_s: float) -> None:
@@ -98,9 +138,13 @@ class Pool:
 
     def _fill(self) -> None:
         waiting, running = self._waiting, self._running
-        while waiting and len(running) < self._max_in_flight and not self._closed:
+        while waiting and self.running < self._max_in_flight and not self._closed:
             line = waiting.popleft()
-            running[line] = asyncio.create_task(self._one(line))
+            if isinstance(line, Line):
+                running[line] = asyncio.create_task(self._one(line))
+            elif not line.done():
+                self._guests += 1
+                line.set_result(None)
 
     async def _one(self, line: Line) -> None:
         try:

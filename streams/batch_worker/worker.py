@@ -1,6 +1,8 @@
 """The batch-worker's heart: slices in, outcomes out, and what may happen to them in between.
 
     take ──► ended? past its window? pool unknown? ──► pool (waits, runs) ──► publisher ──► finish
+                                                        ▲
+                       templates' pool (renders) ───────┘ a place
 
 Nothing here waits for an upstream: a line waits in its pool, so that one upstream that hangs
 holds up neither another nor the reading of line.ready.
@@ -14,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from schemas.records import Outcome, OutcomeKind, ReadyLines
 from streams.background import Broken
-from streams.batch_worker.caller import Caller
+from streams.batch_worker.caller import Caller, Place
 from streams.batch_worker.ended import EndedBatches
 from streams.batch_worker.line import Held, Line
 from streams.batch_worker.pool import Pool
@@ -22,7 +24,7 @@ from streams.batch_worker.publisher import OutcomePublisher, Send
 from streams.domain.clock import Clock
 from streams.domain.failures import FailureReason
 from streams.domain.outcome_retry import RetryPolicy, pause_s
-from streams.domain.upstreams import UpstreamTable
+from streams.domain.upstreams import UpstreamTable, templates_pool
 
 #: How long the broker has to take the last outcomes when the worker stops.
 _SEND_BUDGET_S = 5.0
@@ -50,12 +52,13 @@ class Worker:
         self._ended = EndedBatches()
         self._publisher = OutcomePublisher(name, send, self._finish, clock, broken)
         self._stopping = False
-        self.pools: dict[str, Pool] = {
-            pool.name: Pool(
-                pool.name, pool.max_in_flight, self._runner(callers[pool.upstream]), clock, broken
-            )
-            for pool in table.pools.values()
-        }
+        self.pools: dict[str, Pool] = {}
+        for pool in table.pools.values():
+            caller, most = callers[pool.upstream], pool.max_in_flight
+            calls = Pool(pool.name, most, self._runner(caller), clock, broken)
+            name = templates_pool(pool.name)
+            renders = Pool(name, most, self._runner(caller, calls.place), clock, broken)
+            self.pools |= {calls.name: calls, renders.name: renders}
 
     def take(self, ready: ReadyLines, partition: int, finished: Callable[[], None]) -> None:
         """Takes a slice. `finished` is called when every outcome of it is at the broker.
@@ -106,9 +109,11 @@ class Worker:
         await asyncio.gather(*(pool.drain(budget_s) for pool in self.pools.values()))
         await self._publisher.drain(_SEND_BUDGET_S)
 
-    def _runner(self, caller: Caller) -> Callable[[Line], Awaitable[None]]:
+    def _runner(
+        self, caller: Caller, place: Place | None = None
+    ) -> Callable[[Line], Awaitable[None]]:
         async def run(line: Line) -> None:
-            outcome = await caller.attempt(line)
+            outcome = await caller.attempt(line, place)
             if line.dropped:
                 return
             if outcome is None:

@@ -88,12 +88,17 @@ class Blocks:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a batch's lines are. lanes: the dispatcher's lane of each model number."""
+    """Where a batch's lines are.
+
+    lanes: the dispatcher's lane of each model number; then those of lines that wait for the
+    sandbox, if they have lanes of their own: `models` says how many models there are.
+    """
 
     input: ObjectRef
     plan: ObjectRef
     total: int
     lanes: tuple[int, ...]
+    models: int = 0
 
     @property
     def pins(self) -> ClaimCheck | None:
@@ -159,9 +164,13 @@ class InputLines:
         data = await self._blocks.read(source.plan.key, offset, length)
         if len(data) != length:
             raise PlanError("shorter than the batch's number of lines")
-        lanes = source.lanes
+        lanes, models = source.lanes, source.models
         rows = enumerate(read_rows(data), first)
         try:
-            return [LineAt(n, r.offset, r.length, r.pin) for n, r in rows if lanes[r.model] == lane]
+            return [
+                LineAt(n, r.offset, r.length, r.pin)
+                for n, r in rows
+                if lanes[r.model + models if r.sandboxed else r.model] == lane
+            ]
         except IndexError as error:
             raise PlanError("a row names a model that the batch doesn't have") from error

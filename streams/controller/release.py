@@ -156,14 +156,14 @@ class Releaser:
             return
         batch_id = request.batch_id
         ledgers = self._books.ledgers.get(batch_id, {})
-        pools, lanes = self._routes.of(work.models)
+        pools, lanes = self._routes.of(work.models, prompts=bool(work.prompts))
         if not all(pools):
             log.warning(
                 "No upstream serves some models of a batch any more; those lines will expire.",
                 action="model_without_upstream",
                 batch_id=batch_id,
             )
-        source = Source(request.input, work.plan, work.total, lanes)
+        source = Source(request.input, work.plan, work.total, lanes, len(work.models))
         self._running[batch_id] = _Running(request, source)
         self._dispatcher.open(
             OpenBatch(

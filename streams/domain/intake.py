@@ -292,7 +292,7 @@ class Intake:
         self, length: int, number: int, pinned: Pinned, given: Variables | None
     ) -> None:
         pinned.count(given)
-        self._plan.add(self._offset, length, number, pinned.number)
+        self._plan.add(self._offset, length, number, pinned.number, sandboxed=pinned.sandboxed)
         self._input_bytes += length + pinned.size_bytes
         self._row += 1
 

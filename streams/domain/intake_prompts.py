@@ -54,15 +54,29 @@ def may_name_one(data: bytes) -> bool:
 
 
 class Pinned:
-    """A version in use. number: of its pin, from 1; size_bytes: of its texts."""
+    """A version in use. number: of its pin, from 1; size_bytes: of its texts.
 
-    __slots__ = ("_prompt", "_reads", "lines", "model", "number", "pin", "size_bytes", "unused")
+    sandboxed: whether only the sandbox can render it.
+    """
+
+    __slots__ = (
+        "_prompt",
+        "_reads",
+        "lines",
+        "model",
+        "number",
+        "pin",
+        "sandboxed",
+        "size_bytes",
+        "unused",
+    )
 
     def __init__(self, number: int, pin: Pin, prompt: Prompt) -> None:
         self.number = number
         self.pin = pin
         self.model = prompt.model
         self.size_bytes = prompt.size_bytes
+        self.sandboxed = bool(prompt.sandboxed)
         #: Lines with it; and those of them with a variable that it doesn't read.
         self.lines = 0
         self.unused = 0

@@ -6,8 +6,10 @@
 All little-endian. Row n is line n (0-based), which is line n + 1 of the file in messages. `offset`
 and `length` delimit the line's bytes without its newline; `model` indexes the models in the
 batch's BatchValidated event. Rows are fixed-size, so a chunk of rows is a range of the object.
-`pin` is the number of the prompt version that the line uses, counted from 1; 0 is none. The
-versions themselves follow the rows (streams.domain.prompt_pins), to the object's end.
+`pin` is the number of the prompt version that the line uses, counted from 1; 0 is none. Its
+highest bit says that only the sandbox can render the version: such lines run on pools of their
+own, since they may wait for it. The versions themselves follow the rows
+(streams.domain.prompt_pins), to the object's end.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ HEADER_BYTES = 16
 ROW_BYTES = 16
 #: Most models one input file may name (the plan's model number is 16 bits wide).
 MAX_MODELS = 65_535
+_SANDBOXED = 0x8000
 
 _HEADER = struct.Struct("<8sII")
 _ROW = struct.Struct("<QIHH")
@@ -31,12 +34,16 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """One line: byte offset and length in the input file, numbers of its model and its pin."""
+    """One line: byte offset and length in the input file, numbers of its model and its pin.
+
+    sandboxed: whether only the sandbox can render its prompt.
+    """
 
     offset: int
     length: int
     model: int
     pin: int = 0
+    sandboxed: bool = False
 
 
 class PlanBuilder:
@@ -45,9 +52,11 @@ class PlanBuilder:
     def __init__(self) -> None:
         self._rows = bytearray()
 
-    def add(self, offset: int, length: int, model: int, pin: int = 0) -> None:
+    def add(
+        self, offset: int, length: int, model: int, pin: int = 0, *, sandboxed: bool = False
+    ) -> None:
         """Adds the next line."""
-        self._rows += _ROW.pack(offset, length, model, pin)
+        self._rows += _ROW.pack(offset, length, model, pin | _SANDBOXED if sandboxed else pin)
 
     @property
     def rows(self) -> int:
@@ -84,4 +93,7 @@ def read_rows(data: bytes) -> list[PlanRow]:
     """The rows in a range read by rows_range(). Raises PlanError if it is cut."""
     if len(data) % ROW_BYTES:
         raise PlanError("cut in the middle of a row")
-    return [PlanRow(*fields) for fields in _ROW.iter_unpack(data)]
+    return [
+        PlanRow(offset, length, model, pin & ~_SANDBOXED, pin >= _SANDBOXED)
+        for offset, length, model, pin in _ROW.iter_unpack(data)
+    ]

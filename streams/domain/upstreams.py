@@ -3,6 +3,8 @@
 Operators write it as YAML; `streams.settings.load_upstreams` reads the file and this module
 judges it. A *pool* is a set of credits: an upstream's own, or that of one of its models where
 the table gives the model a limit of its own. Pool names are `<upstream>` or `<upstream>/<model>`.
+Beside each there is `<pool>#templates`, with credits of its own for lines whose prompt only the
+sandbox can render, so that those which wait for it keep no other line waiting.
 """
 
 from __future__ import annotations
@@ -14,6 +16,15 @@ import msgspec
 
 _Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 _Positive = Annotated[float, msgspec.Meta(gt=0)]
+
+
+#: The end of a pool's name that is not an upstream's or a model's.
+_TEMPLATES = "#templates"
+
+
+def templates_pool(pool: str) -> str:
+    """The name of the pool beside this one, for lines that wait for the sandbox first."""
+    return pool + _TEMPLATES
 
 
 class UpstreamTableError(ValueError):

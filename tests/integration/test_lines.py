@@ -66,7 +66,7 @@ async def test_lines_come_out_as_segments_and_everything_is_committed(
                 load.worker == "batch-worker-0"
                 and sum(p.next_offset for p in load.partitions) == LINES // 4 + 13
                 and sum(p.committed for p in load.partitions) == LINES // 4 + 13
-                and [(p.pool, p.held) for p in load.pools] == [("a", 0)]
+                and [(p.pool, p.held) for p in load.pools] == [("a", 0), ("a#templates", 0)]
                 and load.pools[0].credits > 8
             )
 

@@ -19,7 +19,8 @@ _ROWS = st.lists(
         st.integers(0, 2**63),
         st.integers(0, 2**32 - 1),
         st.integers(0, plan.MAX_MODELS),
-        st.integers(0, 2**16 - 1),
+        st.integers(0, 2**15 - 1),
+        st.booleans(),
     ),
     max_size=20,
 )
@@ -47,7 +48,7 @@ def test_any_range_of_a_plan_is_read_without_the_rest(
 ) -> None:
     builder = PlanBuilder()
     for row in rows:
-        builder.add(row.offset, row.length, row.model, row.pin)
+        builder.add(row.offset, row.length, row.model, row.pin, sandboxed=row.sandboxed)
     built = builder.build()
     assert plan.read_header(built) == builder.rows == len(rows)
     first = data.draw(st.integers(0, len(rows)))
