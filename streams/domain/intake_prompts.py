@@ -32,7 +32,6 @@ Resolve = Callable[[str, int | None], Resolved | Unresolved]
 Variables = Mapping[str, Raw]
 
 _NOTHING: Variables = {}
-_QUOTE, _BRACE = b'"{'
 #: Python reads and writes no longer whole numbers, and neither do the renderers.
 _MAX_DIGITS = 4300
 #: Without one of these in it, a value has no number that is out of range.
@@ -89,7 +88,7 @@ class Pinned:
         if given and not given.keys() <= self._reads:
             self.unused += 1
 
-    def is_filled_by(self, given: Variables, odd: int = 0) -> bool:
+    def is_filled_by(self, given: Variables, odd: bytes = b"") -> bool:
         """Whether the version can be rendered with those; False for a value beginning with `odd`.
 
         Texts are fine as they are, and most values are texts.
@@ -97,8 +96,8 @@ class Pinned:
         if not self._prompt.required <= given.keys():
             return False
         for name, raw in given.items():
-            first = memoryview(raw)[0]
-            if first != _QUOTE and (first == odd or not self._fits(name, raw)):
+            first = bytes(raw)[:1]
+            if first != b'"' and (first == odd or not self._fits(name, raw)):
                 return False
         return True
 
@@ -147,10 +146,10 @@ class Pins:
         """
         form = body.form
         if form is None:
-            found, given, odd = self._known[body.slug, body.version], body.variables, 0
+            found, given, odd = self._known[body.slug, body.version], body.variables, b""
         else:
             # An object may be OpenAI's typed form of a text.
-            found, given, odd = self._known[form.id, form.version], form.variables, _BRACE
+            found, given, odd = self._known[form.id, form.version], form.variables, b"{"
             if body.slug is not None:
                 raise KeyError
         if not found.is_filled_by(given or _NOTHING, odd):
