@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +12,7 @@ import yaml
 from openai import OpenAI
 
 from tests.support.batches import chat_line, submit, wait_for_end
-from tests.support.stack import BACKHAUL, Simulator, Stack, running, start_simulator, start_stack
+from tests.support.stack import Simulator, Stack, running, start_simulator, start_stack
 
 pytestmark = pytest.mark.kafka
 
@@ -82,22 +79,10 @@ def _completed(client: OpenAI, batch_id: str) -> int:
     return counts.completed if counts else 0
 
 
-def _second_tenant(stack: Stack) -> str:
-    made = subprocess.run(
-        [BACKHAUL, "keys", "create", "other", "--kafka", stack.info["kafka"], "--json"],
-        env={**os.environ, **stack.env},
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    return str(json.loads(made.stdout)["secret"])
-
-
 def test_a_small_batch_of_another_tenant_passes_a_huge_one(two_upstreams: Stack) -> None:
     with (
         _client(two_upstreams) as first,
-        _client(two_upstreams, _second_tenant(two_upstreams)) as second,
+        _client(two_upstreams, two_upstreams.new_key("other")) as second,
     ):
         huge = submit(first, [chat_line(f"huge-{n}") for n in range(20_000)])
         deadline = time.monotonic() + 60

@@ -1,6 +1,6 @@
 """`make bench`: every figure in one run, as ratios where a machine's speed would matter.
 
-python -m tests.bench [--lines N] [--json] [--only intake|pipeline]
+python -m tests.bench [--lines N] [--json] [--only intake|pipeline|prompts]
 """
 
 from __future__ import annotations
@@ -9,22 +9,30 @@ import argparse
 import json
 import sys
 
-from tests.bench import bench_intake
+from tests.bench import bench_intake, bench_prompts
 from tests.bench.pipeline import measure_pipeline
+from tests.bench.prompt_pipeline import measure_prompts
+
+_BENCHES = ("intake", "pipeline", "prompts")
 
 
 def main() -> int:
     """Runs the benches and prints their figures."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--lines", type=int, default=20_000, help="lines of the pipeline's batch")
-    parser.add_argument("--json", action="store_true", help="the pipeline's figures as JSON")
-    parser.add_argument("--only", choices=("intake", "pipeline"), help="one bench alone")
+    parser.add_argument("--lines", type=int, default=20_000, help="lines of each batch")
+    parser.add_argument("--json", action="store_true", help="the batches' figures as JSON")
+    parser.add_argument("--only", choices=_BENCHES, help="one bench alone")
     options = parser.parse_args()
-    if options.only != "pipeline":
+    wanted = (options.only,) if options.only else _BENCHES
+    if "intake" in wanted:
         bench_intake.main()
-    if options.only != "intake":
+    if "pipeline" in wanted:
         figures = measure_pipeline(options.lines)
         print(json.dumps(figures.as_dict(), indent=2) if options.json else figures.table())
+    if "prompts" in wanted:
+        bench_prompts.main(options.lines)
+        prompts = measure_prompts(options.lines)
+        print(json.dumps(prompts.as_dict(), indent=2) if options.json else prompts.table())
     return 0
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 from uuid import uuid4
 
 import psutil
@@ -127,15 +127,13 @@ def metrics_pages(stack: Stack) -> dict[str, str]:
     """What each process of the stack shows at /metrics, by URL."""
     pages = {}
     for process in psutil.Process(stack.process.pid).children(recursive=True):
-        for connection in process.net_connections("tcp"):
-            if connection.status != psutil.CONN_LISTEN:
-                continue
-            url = f"http://127.0.0.1:{connection.laddr.port}/metrics"
-            with (
-                contextlib.suppress(OSError, HTTPException),
-                urllib.request.urlopen(url, timeout=5) as answer,
-            ):
-                pages[url] = answer.read().decode()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for connection in process.net_connections("tcp"):
+                if connection.status != psutil.CONN_LISTEN:
+                    continue
+                url = f"http://127.0.0.1:{connection.laddr.port}/metrics"
+                with contextlib.suppress(OSError, HTTPException), urlopen(url, timeout=5) as page:
+                    pages[url] = page.read().decode()
     return pages
 
 

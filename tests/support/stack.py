@@ -87,6 +87,18 @@ class Stack:
         os.kill(pid, signal.SIGKILL)
         return pid
 
+    def new_key(self, tenant: str) -> str:
+        """A key of another tenant."""
+        made = subprocess.run(
+            [BACKHAUL, "keys", "create", tenant, "--kafka", self.info["kafka"], "--json"],
+            env={**os.environ, **self.env},
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return str(json.loads(made.stdout)["secret"])
+
     def kill_supervisor_and_restart(self) -> None:
         """kill -9 of `backhaul up` itself, then the same command again on the same folder."""
         self.process.kill()
