@@ -113,14 +113,7 @@ class TemplateProcess(asyncio.SubprocessProtocol):
         argument = msgspec.json.encode({**settings, "path": import_path()}).decode()
         answered = self._expect(in_s)
         try:
-            await self._loop.subprocess_exec(
-                lambda: self,
-                *command,
-                argument,
-                cwd="/",
-                env={name: os.environ[name] for name in _KEPT if name in os.environ},
-                start_new_session=True,
-            )
+            await self._spawn(*command, argument)
         except OSError as error:
             self._answer = None
             raise ProcessEndedError(End.NOT_STARTED, os.strerror(error.errno or 0)) from None
@@ -132,6 +125,23 @@ class TemplateProcess(asyncio.SubprocessProtocol):
             self._kill(End.MISBEHAVED)
             raise ProcessEndedError(End.NOT_STARTED, "it did not say that it is ready")
         self._ready = True
+
+    async def _spawn(self, *command: str) -> None:
+        spawning = asyncio.ensure_future(
+            self._loop.subprocess_exec(
+                lambda: self,
+                *command,
+                cwd="/",
+                env={name: os.environ[name] for name in _KEPT if name in os.environ},
+                start_new_session=True,
+            )
+        )
+        try:
+            await asyncio.shield(spawning)
+        except asyncio.CancelledError:
+            # Cut in the middle, asyncio would leave pipes open. It takes milliseconds.
+            await asyncio.wait([spawning])
+            raise
 
     async def ask(self, templates: Sequence[str], variables: bytes, patience_s: float) -> Answer:
         """Has one line rendered; what it says is sound. Raises ProcessEndedError."""
