@@ -165,6 +165,52 @@ POOL_CREDITS = Metric(
     "backhaul_pool_credits", MetricKind.GAUGE, "Lines a pool is willing to hold.", ("pool",)
 )
 
+# Real-time lane
+REALTIME_PENDING = Metric(
+    "backhaul_realtime_pending_requests",
+    MetricKind.GAUGE,
+    "Real-time requests that clients of this gateway wait for.",
+)
+REALTIME_ANSWERS = Metric(
+    "backhaul_realtime_answers_total",
+    MetricKind.COUNTER,
+    "Real-time requests by how they ended at the gateway: answered, refused (by the upstream), "
+    "gone (the client), slow (the client), full, no_worker, worker_lost, timeout, failed.",
+    ("result",),
+)
+REALTIME_CALLS = Metric(
+    "backhaul_realtime_calls_total",
+    MetricKind.COUNTER,
+    "Real-time calls by upstream pool and how they ended at the worker: completed, cancelled, or "
+    "the reason of a failure.",
+    ("pool", "result"),
+)
+REALTIME_IN_FLIGHT = Metric(
+    "backhaul_realtime_in_flight_calls",
+    MetricKind.GAUGE,
+    "Real-time calls that run at an upstream now.",
+    ("pool",),
+)
+REALTIME_TTFT = Metric(
+    "backhaul_realtime_first_token_seconds",
+    MetricKind.HISTOGRAM,
+    "Time from sending a streamed real-time call to its first event.",
+    ("pool",),
+)
+REALTIME_TOKENS = Metric(
+    "backhaul_realtime_tokens_total",
+    MetricKind.COUNTER,
+    "Tokens that upstreams reported for real-time calls: input, cached, output, reasoning.",
+    ("pool", "kind"),
+)
+REALTIME_NOT_RUN = Metric(
+    "backhaul_realtime_not_run_total",
+    MetricKind.COUNTER,
+    "Real-time requests read and not begun: late (nobody waits any more; if it grows, look at "
+    "the clocks), seen (delivered twice), cancelled.",
+    ("reason",),
+)
+
 # Template processes
 RENDERS = Metric(
     "backhaul_renders_total",
@@ -243,6 +289,13 @@ METRICS: tuple[Metric, ...] = (
     LINE_OUTCOMES,
     POOL_HELD,
     POOL_CREDITS,
+    REALTIME_PENDING,
+    REALTIME_ANSWERS,
+    REALTIME_CALLS,
+    REALTIME_IN_FLIGHT,
+    REALTIME_TTFT,
+    REALTIME_TOKENS,
+    REALTIME_NOT_RUN,
     RENDERS,
     RENDER_SECONDS,
     RENDERER_ENDS,

@@ -439,6 +439,87 @@ class ControllerLoad(msgspec.Struct, frozen=True, kw_only=True):
     pools: tuple[PoolBacklog, ...]
 
 
+class RealtimeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One real-time request: a client waits for it at a gateway."""
+
+    request_id: str
+    tenant: str
+    gateway: str
+    reply_partition: int
+    at_ms: int
+    accept_by_ms: int
+    deadline_ms: int
+    endpoint: str
+    pool: str
+    model: str
+    stream: bool
+    body: bytes
+
+
+class ReplyKind(StrEnum):
+    """What a part of a real-time answer is."""
+
+    UNKNOWN = "unknown"
+    ACCEPTED = "accepted"
+    HEAD = "head"
+    DATA = "data"
+    END = "end"
+    FAILED = "failed"
+
+
+class RealtimeReply(msgspec.Struct, frozen=True, kw_only=True):
+    """One part of one answer."""
+
+    request_id: str
+    sequence: int
+    kind: ReplyKind
+    status: int = 0
+    content_type: str = ""
+    data: bytes = b""
+    reason: str = ""
+    retry_after_s: int = 0
+
+
+class RealtimeReplies(msgspec.Struct, frozen=True, kw_only=True):
+    """Parts of answers for one gateway that came close together at one worker."""
+
+    gateway: str
+    worker: str
+    process: str
+    at_ms: int
+    replies: tuple[RealtimeReply, ...]
+
+
+class RealtimeCancel(msgspec.Struct, frozen=True, kw_only=True):
+    """A client went away, or was told an error: its upstream call is to be cut."""
+
+    request_id: str
+    gateway: str
+    at_ms: int
+
+
+class RealtimePoolLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """A realtime-worker's load on one upstream pool."""
+
+    pool: str
+    in_flight: int
+    waiting: int
+    ttft_us: tuple[int, ...]
+    itl_us: tuple[int, ...]
+
+
+class RealtimeLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """A realtime-worker's load, on change (within 50 ms) and each second. Stale after 3 s."""
+
+    worker: str
+    process: str
+    at_ms: int
+    in_flight: int
+    oldest_wait_ms: int
+    pools: tuple[RealtimePoolLoad, ...]
+    stopping: bool = False
+
+
 class BatchRow(msgspec.Struct, frozen=True, kw_only=True):
     """Value of the controller's table 'batches': a batch without its lines, or its stub."""
 
@@ -520,6 +601,10 @@ Record = (
     | PromptVersion
     | WorkerLoad
     | ControllerLoad
+    | RealtimeRequest
+    | RealtimeReplies
+    | RealtimeCancel
+    | RealtimeLoad
     | BatchRow
     | ChunkRow
 )
@@ -545,6 +630,10 @@ RECORDS: tuple[type[Record], ...] = (
     PromptVersion,
     WorkerLoad,
     ControllerLoad,
+    RealtimeRequest,
+    RealtimeReplies,
+    RealtimeCancel,
+    RealtimeLoad,
     BatchRow,
     ChunkRow,
 )

@@ -161,11 +161,41 @@ USAGE_RECORDED = Topic(
 CAPACITY = Topic(
     name="capacity.v1",
     key="instance id",
-    records=(r.WorkerLoad, r.ControllerLoad),
+    records=(r.WorkerLoad, r.ControllerLoad, r.RealtimeLoad),
     partitions=1,
     cleanup=Cleanup.COMPACT,
     retention_s=None,
     why="Each process's present load and credits. Read without a group; only the latest counts.",
+)
+REALTIME_REQUEST = Topic(
+    name="realtime.request.v1",
+    key="request id",
+    records=(r.RealtimeRequest,),
+    partitions=8,
+    cleanup=Cleanup.DELETE,
+    retention_s=_HOUR_S,
+    why="Requests that clients wait for. Keyed by request, so that they spread over the workers; "
+    "there must be at least as many partitions as realtime-workers.",
+)
+REALTIME_REPLY = Topic(
+    name="realtime.reply.v1",
+    key="",
+    records=(r.RealtimeReplies,),
+    partitions=16,
+    cleanup=Cleanup.DELETE,
+    retention_s=_HOUR_S,
+    why="Answers, to the partition that the asking gateway reads; gateways may share one, and "
+    "pass over what they did not ask.",
+)
+REALTIME_CANCEL = Topic(
+    name="realtime.cancel.v1",
+    key="gateway",
+    records=(r.RealtimeCancel,),
+    partitions=1,
+    cleanup=Cleanup.DELETE,
+    retention_s=_HOUR_S,
+    why="Clients that went away. Every realtime-worker reads all of it, since nobody else knows "
+    "which one has the request.",
 )
 
 TOPICS: tuple[Topic, ...] = (
@@ -180,12 +210,22 @@ TOPICS: tuple[Topic, ...] = (
     LINE_DONE,
     USAGE_RECORDED,
     CAPACITY,
+    REALTIME_REQUEST,
+    REALTIME_REPLY,
+    REALTIME_CANCEL,
 )
 
 #: Suffix of the topic to which undecodable records of a consumed topic are moved.
 DLQ_SUFFIX = ".dlq"
 DLQ_RETENTION_S = 30 * _DAY_S
 #: Topics read by an acking consumer group: each has a dead-letter topic.
-GROUP_TOPICS: tuple[Topic, ...] = (BATCH_COMMAND, BATCH_EVENT, FILE_TASK, LINE_READY, LINE_DONE)
+GROUP_TOPICS: tuple[Topic, ...] = (
+    BATCH_COMMAND,
+    BATCH_EVENT,
+    FILE_TASK,
+    LINE_READY,
+    LINE_DONE,
+    REALTIME_REQUEST,
+)
 #: Topics that share keys with tables or with each other and so have equal partition counts.
 COPARTITIONED: tuple[Topic, ...] = (BATCH_COMMAND, BATCH_EVENT)

@@ -68,6 +68,12 @@ class Settings(BaseSettings):
     max_prompt_bytes: int = Field(default=64 * _MIB, ge=1)
     #: Bodies above this travel as a claim check.
     claim_check_bytes: int = Field(default=256 * 1024, ge=1024)
+    #: Real-time requests that one gateway waits for at once; more are told to come back.
+    realtime_max_pending: int = Field(default=800, ge=1)
+    #: How long a real-time request may take in all.
+    realtime_timeout_s: float = Field(default=600.0, gt=0)
+    #: How much of a streamed answer a gateway holds for a client that does not read it.
+    realtime_buffer_bytes: int = Field(default=4 * _MIB, ge=1024)
 
     @property
     def resolved_store_url(self) -> str:

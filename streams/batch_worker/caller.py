@@ -13,7 +13,7 @@ import structlog
 from schemas.records import ClaimCheck, Outcome
 from streams.batch_worker.line import Line
 from streams.batch_worker.prompt_line import PromptRequests
-from streams.batch_worker.request import Request, Unsendable, parse_request, upstream_names
+from streams.batch_worker.request import Request, Unsendable, parse_request
 from streams.batch_worker.stored import FIRST_PAUSE_S, MAX_PAUSE_S, log_failure, read_claim
 from streams.domain import keys
 from streams.domain.clock import Clock
@@ -21,7 +21,7 @@ from streams.domain.failures import FailureReason
 from streams.domain.ids import new_claim_id
 from streams.domain.outcome import Answer, Attempt, Judge
 from streams.domain.outcome_retry import RetryPolicy
-from streams.domain.upstreams import Upstream
+from streams.domain.upstreams import Upstream, upstream_names
 from streams.kafka.failpoint import reach
 from streams.ports.inference import BlipError, InferenceClient, InferenceError
 from streams.ports.object_store import ObjectStore, ObjectStoreError

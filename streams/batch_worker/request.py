@@ -8,7 +8,7 @@ import msgspec
 
 from streams.domain.failures import FailureReason
 from streams.domain.outcome_render import NO_CUSTOM_ID
-from streams.domain.upstreams import Upstream
+from streams.domain.upstreams import renamed
 
 #: A model's name is cut to this in outcomes; the body keeps it whole.
 MAX_MODEL_CHARS = 256
@@ -25,7 +25,6 @@ class _Body(msgspec.Struct):
 
 _line = msgspec.json.Decoder(_Line)
 _body = msgspec.json.Decoder(_Body)
-_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -54,24 +53,9 @@ def parse_request(raw: bytes, names: Mapping[str, bytes]) -> Request | None:
         model = _body.decode(line.body).model
         custom_id, body = bytes(line.custom_id), bytes(line.body)
         if model in names:
-            body = _renamed(body, names[model])
+            body = renamed(body, names[model])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if not custom_id.startswith(b'"'):
         return None
     return Request(custom_id, body, model[:MAX_MODEL_CHARS])
-
-
-def upstream_names(upstream: Upstream) -> dict[str, bytes]:
-    """The models that the upstream knows by another name, and that name as JSON."""
-    return {
-        model: msgspec.json.encode(limits.upstream_name)
-        for model, limits in upstream.models.items()
-        if limits.upstream_name is not None and limits.upstream_name != model
-    }
-
-
-def _renamed(body: bytes, name: bytes) -> bytes:
-    fields = _fields.decode(body)
-    fields["model"] = msgspec.Raw(name)
-    return msgspec.json.encode(fields)

@@ -52,6 +52,8 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     models: dict[str, ModelLimits]
     api_key_env: str | None = None
     max_in_flight: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 64
+    #: Real-time calls at once of one realtime-worker, beside those of batches.
+    realtime_max_in_flight: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 256
     connect_timeout_s: _Positive = 5.0
     request_timeout_s: _Positive = 600.0
     max_attempts: Annotated[int, msgspec.Meta(ge=1, le=100)] = 8
@@ -95,6 +97,25 @@ class UpstreamTable:
     def named_models(self) -> tuple[str, ...]:
         """The models that the table names, without '*', sorted."""
         return tuple(sorted({m for u in self.upstreams.values() for m in u.models if m != "*"}))
+
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def upstream_names(upstream: Upstream) -> dict[str, bytes]:
+    """The models that the upstream knows by another name, and that name as JSON."""
+    return {
+        model: msgspec.json.encode(limits.upstream_name)
+        for model, limits in upstream.models.items()
+        if limits.upstream_name is not None and limits.upstream_name != model
+    }
+
+
+def renamed(body: bytes, name: bytes) -> bytes:
+    """The request with another model; `name` as JSON. Raises msgspec.DecodeError."""
+    fields = _fields.decode(body)
+    fields["model"] = msgspec.Raw(name)
+    return msgspec.json.encode(fields)
 
 
 def _pools(upstream: Upstream) -> list[Pool]:
