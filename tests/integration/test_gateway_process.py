@@ -15,12 +15,13 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from openai import APIStatusError, NotFoundError, OpenAI
+from openai import APIConnectionError, APIStatusError, NotFoundError, OpenAI
 
 from api.keys import create_key, list_keys, revoke_key
 from api.read_model.schema import from_create
@@ -183,6 +184,51 @@ def test_a_read_model_that_was_lost_is_read_again(gateway: GatewayProcess) -> No
     (folder / "read-model.sqlite").write_bytes(b"damaged" * 1000)
     gateway.start()
     assert [b.id for b in gateway.client().batches.list()] == made[::-1]
+
+
+def test_gateways_that_race_for_a_prompt_lose_no_version_when_one_is_killed(
+    gateway: GatewayProcess,
+) -> None:
+    prompts = gateway.client()
+    prompts.post("/prompts", body={"slug": "s", "messages": says("0")}, cast_to=object)
+    second = replace(gateway, clients=[], process=None)
+    acknowledged: dict[int, str] = {}
+
+    def add(client: OpenAI, name: str) -> None:
+        for number in range(60):
+            text = f"{name} {number}"
+            try:
+                made: Any = client.post(
+                    "/prompts/s/versions", body={"messages": says(text)}, cast_to=object
+                )
+            except APIConnectionError:
+                return
+            assert acknowledged.setdefault(made["version"], text) == text
+            if name == "b" and number == 20:
+                second.end(signal.SIGKILL)
+
+    try:
+        second.start(BACKHAUL_INSTANCE="1")
+        with ThreadPoolExecutor() as pool:
+            writers = [(prompts, "a"), (second.client(), "b"), (gateway.client(), "c")]
+            list(pool.map(lambda writer: add(*writer), writers))
+    finally:
+        second.close()
+    shown: Any = prompts.get("/prompts/s", cast_to=object)
+    numbers = [version["version"] for version in shown["versions"]]
+    assert numbers == list(range(1, len(numbers) + 1))
+    # What was under way at the kill may be there, too.
+    assert len(acknowledged) == 60 + 21 + 60 <= len(numbers) - 1 <= len(acknowledged) + 1
+    gateway.end(signal.SIGKILL)
+    gateway.start()
+    client = gateway.client()
+    for number, text in acknowledged.items():
+        version: Any = client.get(f"/prompts/s/versions/{number}", cast_to=object)
+        assert version["messages"] == says(text)
+
+
+def says(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
 
 
 def test_a_controllers_snapshots_and_a_cancel_are_shown(gateway: GatewayProcess) -> None:
