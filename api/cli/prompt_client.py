@@ -71,6 +71,24 @@ class PromptClient:
         with _refusals(slug):
             return self._http.json("POST", path, body, _if_match(etag))
 
+    def publish_seen(self, slug: str, number: int | None, etag: str | None) -> tuple[Json, Json]:
+        """Publishes; the Prompt object before and after.
+
+        Without an etag it is that of just now: two who publish at once don't undo each other
+        unseen.
+        """
+        before, seen = self.get(slug)
+        try:
+            return before, self.publish(slug, number, etag or seen)
+        except ServerRefused as error:
+            if error.code != "precondition_failed" or etag:
+                raise
+            # An answer that got lost makes the second try look like somebody else's change.
+            after, _ = self.get(slug)
+            if after.get("published_version") != number:
+                raise
+            return before, after
+
     def describe(self, slug: str, description: str | None, etag: str | None = None) -> Json:
         """The Prompt object, with this description."""
         with _refusals(slug):

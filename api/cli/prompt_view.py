@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from api.cli.http import Json
 from api.cli.prompt_files import Definition
-from api.cli.terminal import printable
+from api.cli.terminal import note, out, out_json, printable
 from api.cli.view import ago
 
 _SLUG_WIDTH = 28
@@ -20,6 +20,23 @@ PROMPTS_HEADER = (
     f"{'PROMPT':<{_SLUG_WIDTH}} {'PUBLISHED':>9} {'LATEST':>6} {'CHANGED':>10} WHAT FOR"
 )
 VERSIONS_HEADER = f"{'VERSION':>7} {'PUBLISHED':<9} {'CREATED':>10} VARIABLES"
+
+
+def print_table(
+    found: Iterable[Json], header: str, row: Callable[[Json], str], *, as_json: bool
+) -> None:
+    """Each object as a row, or as a line of JSON."""
+    empty = True
+    for each in found:
+        if as_json:
+            out_json(each)
+            continue
+        if empty:
+            out(header)
+        empty = False
+        out(row(each))
+    if empty and not as_json:
+        note("No prompts.")
 
 
 def prompt_row(prompt: Json) -> str:

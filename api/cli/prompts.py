@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
 from typing import Annotated
 
 import typer
@@ -32,6 +31,7 @@ from api.cli.prompt_view import (
     VERSIONS_HEADER,
     difference,
     names_of,
+    print_table,
     prompt_row,
     rendered_lines,
     rendered_texts,
@@ -138,7 +138,7 @@ def list_all(
 ) -> None:
     """List all prompts. With --json one Prompt object a line."""
     with client_for(base_url, api_key, data_dir) as client:
-        _table(PromptClient(client.http).list(), PROMPTS_HEADER, prompt_row, as_json=as_json)
+        print_table(PromptClient(client.http).list(), PROMPTS_HEADER, prompt_row, as_json=as_json)
 
 
 @app.command()
@@ -152,7 +152,7 @@ def versions(
     """List a prompt's versions. With --json one Version object a line."""
     with client_for(base_url, api_key, data_dir) as client:
         found = PromptClient(client.http).versions(slug)
-        _table(found, VERSIONS_HEADER, version_row, as_json=as_json)
+        print_table(found, VERSIONS_HEADER, version_row, as_json=as_json)
 
 
 @app.command()
@@ -234,7 +234,7 @@ def publish(
     Batches that were validated before keep theirs. With --json: the Prompt object.
     """
     with client_for(base_url, api_key, data_dir) as client:
-        before, after = _publish(PromptClient(client.http), slug, version, etag_of(if_match))
+        before, after = PromptClient(client.http).publish_seen(slug, version, etag_of(if_match))
     if as_json:
         out_json(after)
         return
@@ -258,7 +258,7 @@ def withdraw(
     Nothing is deleted. With --json: the Prompt object.
     """
     with client_for(base_url, api_key, data_dir) as client:
-        before, after = _publish(PromptClient(client.http), slug, None, etag_of(if_match))
+        before, after = PromptClient(client.http).publish_seen(slug, None, etag_of(if_match))
     if as_json:
         out_json(after)
         return
@@ -355,23 +355,6 @@ def delete(
     out(f"{slug} is deleted")
 
 
-def _publish(
-    prompts: PromptClient, slug: str, number: int | None, etag: str | None
-) -> tuple[Json, Json]:
-    """The prompt before and after. Two who publish at once don't undo each other unseen."""
-    before, seen = prompts.get(slug)
-    try:
-        return before, prompts.publish(slug, number, etag or seen)
-    except ServerRefused as error:
-        if error.code != "precondition_failed" or etag:
-            raise
-        # An answer that got lost makes the second try look like somebody else's change.
-        after, _ = prompts.get(slug)
-        if after.get("published_version") != number:
-            raise
-        return before, after
-
-
 def _published_number(prompt: Json, slug: str) -> int:
     number = prompt.get("published_version")
     if not number:
@@ -398,20 +381,3 @@ def _somebody_answers() -> bool:
 
 def _no_slug() -> str:
     raise Misuse("The prompt has no slug.", "Give it as SLUG, or as `slug` in the file.")
-
-
-def _table(
-    found: Iterable[Json], header: str, row: Callable[[Json], str], *, as_json: bool
-) -> None:
-    """Each object as a row, or as a line of JSON."""
-    empty = True
-    for each in found:
-        if as_json:
-            out_json(each)
-            continue
-        if empty:
-            out(header)
-        empty = False
-        out(row(each))
-    if empty and not as_json:
-        note("No prompts.")

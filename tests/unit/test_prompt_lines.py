@@ -176,7 +176,7 @@ def test_raw_json_is_taken_over_as_it_is_written_on_one_line() -> None:
     assert line.count(b"\n") == 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.dictionaries(texts, values, max_size=4), max_size=4))
 def test_every_row_of_json_values_comes_out_as_it_went_in(rows: list[dict[str, Any]]) -> None:
     lines = list(batch_lines(SUMMARIZE, rows))
@@ -184,7 +184,7 @@ def test_every_row_of_json_values_comes_out_as_it_went_in(rows: list[dict[str, A
     assert [json.loads(line)["body"]["variables"] for line in lines] == rows
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.dictionaries(texts, values, max_size=4), max_size=4))
 def test_raw_values_and_decoded_ones_make_the_same_file(rows: list[dict[str, Any]]) -> None:
     raw = [{n: Raw(msgspec.json.encode(v)) for n, v in row.items()} for row in rows]
