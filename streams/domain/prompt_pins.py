@@ -14,7 +14,7 @@ import msgspec
 
 #: Different prompt versions that one input file may use, and the bytes of all of them together.
 MAX_PINS = 1000
-MAX_PINS_BYTES = 16 << 20
+MAX_PINS_BYTES = 4 << 20
 
 _MAGIC = b"BHPINS1\x00"
 
