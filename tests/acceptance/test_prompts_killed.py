@@ -60,7 +60,26 @@ def _running_stack(
 
 
 def _gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid)
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _children(stack: Stack, role: str) -> list[int]:
+    """The processes that the role's processes started, such as those that render templates."""
+    found: list[int] = []
+    for pid in stack.pids(role):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    return found
+
+
+def _kill(stack: Stack, role: str) -> None:
+    """kill -9 of a process of the role; those that it had started must end with it."""
+    children = _children(stack, role)
+    kill_role(role).inflict(stack)
+    eventually_sync(lambda: all(map(_gone, children)), 30, f"what the {role} started must end")
 
 
 def _rage(
@@ -74,7 +93,7 @@ def _rage(
         eventually_sync(lambda: _gone(first), 60, f"the failpoint must end the {role}")
         for other in others:
             time.sleep(rng.uniform(0.2, 1.5))
-            kill_role(other).inflict(stack)
+            _kill(stack, other)
         time.sleep(1.0)
 
     began = time.monotonic()
