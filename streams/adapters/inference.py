@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 
 import aiohttp
 from yarl import URL
@@ -22,6 +23,8 @@ from streams.ports.inference import (
 _VERSION = "/v1"
 #: Callers use a handful of paths; more than this are not remembered.
 _MAX_PATHS = 64
+#: Some servers ask whether the caller understands events before they send any.
+_EVENTS_TOO = {"Accept": "application/json, text/event-stream"}
 #: Name look-ups are remembered for so long, which bounds how long a moved server is missed.
 _DNS_CACHE_S = 30
 
@@ -62,6 +65,23 @@ class HTTPInferenceClient:
             raise _translated(error, answering) from None
         return _answer(response, content)
 
+    @asynccontextmanager
+    async def open(self, path: str, body: bytes) -> AsyncIterator[HTTPStream]:
+        """See InferenceClient.open."""
+        try:
+            response = await self._session.post(
+                self._url(path), data=body, allow_redirects=False, headers=_EVENTS_TOO
+            )
+        except TimeoutError as error:
+            raise _timed_out(error) from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise _translated(error, answering=False) from None
+        try:
+            yield HTTPStream(response, self._max_response_bytes)
+        finally:
+            # An answer that was read to its end has given its connection back already.
+            response.close()
+
     async def close(self) -> None:
         """See InferenceClient.close."""
         await self._session.close()
@@ -91,6 +111,36 @@ class HTTPInferenceClient:
             if len(self._urls) < _MAX_PATHS:
                 self._urls[path] = url
         return url
+
+
+class HTTPStream:
+    """A Stream over aiohttp."""
+
+    def __init__(self, response: aiohttp.ClientResponse, max_bytes: int) -> None:
+        self._response = response
+        self._max_bytes = max_bytes
+        self.status = response.status
+        # aiohttp's own property makes something up where there is no such header.
+        given = response.headers.get("Content-Type", "")
+        self.content_type = given.partition(";")[0].strip().lower()
+        self.retry_after = response.headers.get("Retry-After", "")
+        self.retry_after_ms = response.headers.get("retry-after-ms", "")
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """See Stream.chunks."""
+        left = self._max_bytes
+        if (self._response.content_length or 0) > left:
+            raise TooLargeError
+        try:
+            while chunk := await self._response.content.readany():
+                left -= len(chunk)
+                if left < 0:
+                    raise TooLargeError
+                yield chunk
+        except TimeoutError as error:
+            raise _timed_out(error) from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise _translated(error, answering=True) from None
 
 
 def _with_version(base_url: str) -> str:

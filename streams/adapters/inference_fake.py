@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from streams.domain.outcome import Answer
@@ -46,8 +47,41 @@ class Babble:
     """Answers something that is not HTTP."""
 
 
-Behaviour = Reply | Reset | CutOff | Hang | Babble
+@dataclass(frozen=True, slots=True)
+class Events:
+    """Answers chunk after chunk, `pause_s` before each; cut: ends in the middle of the answer."""
+
+    chunks: tuple[bytes, ...]
+    pause_s: float = 0.0
+    cut: bool = False
+    content_type: str = "text/event-stream"
+
+
+Behaviour = Events | Reply | Reset | CutOff | Hang | Babble
 Script = Callable[[str, bytes], Behaviour]
+
+
+class FakeStream:
+    """A Stream of a FakeInferenceClient."""
+
+    def __init__(
+        self,
+        status: int,
+        chunks: AsyncIterator[bytes],
+        content_type: str = "application/json",
+        *,
+        retry_after: str = "",
+        retry_after_ms: str = "",
+    ) -> None:
+        self.status = status
+        self.content_type = content_type
+        self.retry_after = retry_after
+        self.retry_after_ms = retry_after_ms
+        self._chunks = chunks
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """See Stream.chunks."""
+        return self._chunks
 
 
 class FakeInferenceClient:
@@ -79,13 +113,52 @@ class FakeInferenceClient:
         finally:
             self.running -= 1
 
+    @asynccontextmanager
+    async def open(self, path: str, body: bytes) -> AsyncIterator[FakeStream]:
+        """See InferenceClient.open."""
+        self.requests.append((path, body))
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            behaviour = self._script(path, body)
+            if isinstance(behaviour, Events):
+                yield FakeStream(200, self._chunks(behaviour), behaviour.content_type)
+            elif isinstance(behaviour, CutOff):
+                # The headers are there before it is cut.
+                yield FakeStream(200, self._chunks(Events((b"{",), cut=True)))
+            else:
+                answer = await self._behave(behaviour)
+                chunks = self._chunks(Events((answer.body,) if answer.body else ()))
+                yield FakeStream(
+                    answer.status,
+                    chunks,
+                    retry_after=answer.retry_after,
+                    retry_after_ms=answer.retry_after_ms,
+                )
+        finally:
+            self.running -= 1
+
     async def close(self) -> None:
         """See InferenceClient.close."""
+
+    async def _chunks(self, events: Events) -> AsyncIterator[bytes]:
+        size = 0
+        for chunk in events.chunks:
+            await asyncio.sleep(events.pause_s)
+            size += len(chunk)
+            if size > self._max_response_bytes:
+                raise TooLargeError
+            yield chunk
+        if events.cut:
+            raise UnreachableError
 
     async def _behave(self, behaviour: Behaviour) -> Answer:
         match behaviour:
             case Reply():
                 return await self._reply(behaviour)
+            case Events():
+                whole = b"".join([chunk async for chunk in self._chunks(behaviour)])
+                return Answer(200, whole)
             case Reset():
                 raise BlipError
             case CutOff():

@@ -73,6 +73,11 @@ def new_request_id() -> str:
     return f"req_{_fresh()}"
 
 
+def new_process_id() -> str:
+    """An id for one start of a process, by which others tell it from the one before."""
+    return _fresh()
+
+
 def new_segment_id() -> str:
     """An id for a segment, and the last part of its object's key."""
     return f"seg_{_fresh()}"

@@ -1,4 +1,4 @@
-"""The model server, as the batch-worker needs it: one request in, one bounded answer out.
+"""The model server: one request in, one bounded answer out, whole or as it comes.
 
 InferenceError
 ├── UnreachableError       no connection in time, or it broke in the middle of an answer
@@ -10,6 +10,8 @@ InferenceError
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import ClassVar, Protocol
 
 from streams.domain.failures import FailureReason
@@ -48,6 +50,28 @@ class TooLargeError(InferenceError):
     reason = FailureReason.RESPONSE_TOO_LARGE
 
 
+class Stream(Protocol):
+    """An answer that has begun: its status and headers are there, its bytes follow."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def content_type(self) -> str:
+        """The media type, without parameters; empty if the upstream gave none."""
+        ...
+
+    @property
+    def retry_after(self) -> str: ...
+
+    @property
+    def retry_after_ms(self) -> str: ...
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The bytes as they arrive, none of them empty. Read once. Raises InferenceError."""
+        ...
+
+
 class InferenceClient(Protocol):
     """One upstream. Any number of calls may run at once; the caller bounds them."""
 
@@ -56,6 +80,15 @@ class InferenceClient(Protocol):
 
         Returns any answer, whatever its status; redirects are not followed. Raises
         InferenceError. Cancelling it cuts the connection.
+        """
+        ...
+
+    def open(self, path: str, body: bytes) -> AbstractAsyncContextManager[Stream]:
+        """send(), but for an answer that is read while it is made.
+
+        Entering raises InferenceError as send() does, until the answer's headers are there;
+        chunks() raises it afterwards. max_response_bytes and request_timeout_s hold for the
+        whole answer. Leaving early cuts the connection.
         """
         ...
 

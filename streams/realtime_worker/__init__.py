@@ -1,0 +1,1 @@
+"""Runs real-time requests at upstreams and sends their answers back, part by part."""
