@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 
@@ -136,12 +136,9 @@ class TemplateProcess(asyncio.SubprocessProtocol):
                 start_new_session=True,
             )
         )
-        try:
-            await asyncio.shield(spawning)
-        except asyncio.CancelledError:
-            # Cut in the middle, asyncio would leave pipes open. It takes milliseconds.
-            await asyncio.wait([spawning])
-            raise
+        # Cut in the middle, asyncio would leave pipes open. It takes milliseconds.
+        await _until_done(spawning)
+        spawning.result()
 
     async def ask(self, templates: Sequence[str], variables: bytes, patience_s: float) -> Answer:
         """Has one line rendered; what it says is sound. Raises ProcessEndedError."""
@@ -167,7 +164,8 @@ class TemplateProcess(asyncio.SubprocessProtocol):
         self._kill(End.STOPPED)
         if self._transport is None:
             return End.NOT_STARTED
-        end = await asyncio.shield(self._gone)
+        await _until_done(self._gone)
+        end = self._gone.result()
         return end if self._ready else End.NOT_STARTED
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -179,6 +177,9 @@ class TemplateProcess(asyncio.SubprocessProtocol):
     def pipe_data_received(self, fd: int, data: bytes | str) -> None:
         """It says something: complaints until it is ready, and frames."""
         assert isinstance(data, bytes)  # noqa: S101 - narrows for the type checker
+        if self._end is not None:
+            # Nothing that it says now is of use, whatever was on its way.
+            return
         if fd == 1:
             self._received += data
             self._read_frame()
@@ -300,6 +301,18 @@ class TemplateProcess(asyncio.SubprocessProtocol):
         said = next((line.strip() for line in reversed(lines) if line.strip()), "")
         code = self._transport.get_returncode() if self._transport else None
         return said[:_MAX_REASON_CHARS] or f"it ended with code {code}"
+
+
+async def _until_done(future: asyncio.Future[Any]) -> None:
+    """Waits for what will not take long, to the end, even when the waiter is cancelled."""
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
 
 
 def import_path() -> list[str]:

@@ -452,6 +452,24 @@ def test_stopping_at_any_moment_of_a_start_leaves_nothing_open(run: Callable[...
     assert {child.pid for child in after} <= {child.pid for child in before}
 
 
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_stopping_while_a_process_is_replaced_leaves_nothing_open(run: Callable[..., None]) -> None:
+    async def scenario(deed: str, moment: int) -> None:
+        renderer = stubborn(processes=1, line_cpu_s=0.01)
+        assert await result(renderer, deed) is RenderTimeout
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        await renderer.stop()
+
+    before = psutil.Process().children(recursive=True)
+    for deed in ("spin", "say garbage"):
+        for moment in range(5):
+            run(scenario(deed, moment))
+            gc.collect()
+    after = psutil.Process().children(recursive=True)
+    assert {child.pid for child in after} <= {child.pid for child in before}
+
+
 PARENT = """
 import asyncio
 from streams.rendering.renderer import Renderer
