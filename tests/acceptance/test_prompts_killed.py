@@ -23,6 +23,8 @@ pytestmark = [pytest.mark.kafka, pytest.mark.real_kafka, pytest.mark.timeout(600
 
 ROLES = ("file-worker", "gateway", "controller", "batch-worker")
 SESSION_TIMEOUT_S = 6.0
+#: Answers come so late that a batch still runs when its file is validated a second time.
+LATENCY = "uniform:0.1,6"
 #: Each process that decides about pins or uses them, dead between each two of its steps. The
 #: first is the one that leaves a `validated` event whose task will be done again.
 FAILPOINTS = (
@@ -44,7 +46,7 @@ def _running_stack(
     bootstrap: str, folder: Path, failpoint: str
 ) -> Iterator[tuple[Stack, Recorded]]:
     bodies = folder / "bodies.jsonl"
-    simulator = start_simulator("--latency", "0.05", "--bodies", str(bodies))
+    simulator = start_simulator("--latency", LATENCY, "--bodies", str(bodies))
     with running(simulator):
         stack = start_stack(
             folder / "data",
