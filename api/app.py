@@ -23,8 +23,20 @@ from api.read_model.prompt_queries import PromptQueries
 from api.read_model.queries import Queries
 from api.read_model.schema import TOPICS
 from api.read_model.store import ReadModelStore
-from api.routes import batches, content, files, from_prompt, models, prompt_versions, prompts
+from api.realtime.lane import Lane, LaneLog
+from api.routes import (
+    batches,
+    content,
+    files,
+    from_prompt,
+    models,
+    prompt_versions,
+    prompts,
+    realtime,
+)
 from schemas.metrics import Metrics
+from schemas.partitions import partition_for
+from schemas.topics import CAPACITY, REALTIME_REPLY
 from streams.adapters.object_store import open_store
 from streams.domain.clock import Clock, SystemClock
 from streams.domain.upstreams import UpstreamTable
@@ -54,7 +66,10 @@ def build_app(gateway: Gateway, metrics: Metrics) -> web.Application:
     app[GATEWAY] = gateway
     app[middleware.METRICS] = metrics
     middleware.install(app)
-    for module in (files, content, batches, from_prompt, models, prompts, prompt_versions):
+    for module in (
+        *(files, content, batches, from_prompt, models),
+        *(prompts, prompt_versions, realtime),
+    ):
         app.add_routes(module.routes)
     return app
 
@@ -66,6 +81,7 @@ async def assembled(
     producer: LogProducer,
     reader: LogReader,
     identity: LogIdentity,
+    lane_log: LaneLog,
     object_store: ObjectStore,
     upstreams: UpstreamTable,
     read_model: Path | None,
@@ -95,6 +111,9 @@ async def assembled(
         # One process will do for previews; the first one starts it.
         renderer = Renderer(processes=1, metrics=metrics)
         stack.push_async_callback(renderer.stop)
+        lane = Lane(producer, lane_log, clock, settings, metrics or Metrics())
+        stack.push_async_callback(lane.stop)
+        await lane.start()
         gateway = Gateway(
             settings=settings,
             clock=clock,
@@ -107,6 +126,8 @@ async def assembled(
             keyring=keyring,
             catalogue=catalogue,
             renderer=renderer,
+            upstreams=upstreams,
+            lane=lane,
             timeouts=timeouts,
         )
         yield gateway, following
@@ -135,6 +156,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 producer=producer,
                 reader=TopicReader(settings, TOPICS, metrics=metrics),
                 identity=_identity_of(settings),
+                lane_log=await _lane_log(settings, producer, metrics),
                 object_store=object_store,
                 upstreams=upstreams,
                 read_model=read_model_path(settings),
@@ -198,6 +220,18 @@ async def check_store(object_store: ObjectStore) -> None:
 def read_model_path(settings: Settings) -> Path:
     """Where this instance keeps its read model."""
     return settings.data_dir / f"gateway-{settings.instance}" / "read-model.sqlite"
+
+
+async def _lane_log(settings: Settings, producer: RecordProducer, metrics: Metrics) -> LaneLog:
+    """The lane's readers; which partition is ours follows from our name."""
+    partition = partition_for(settings.instance, await producer.partitions(REALTIME_REPLY))
+    return LaneLog(
+        replies=TopicReader(
+            settings, [REALTIME_REPLY], metrics=metrics, only={REALTIME_REPLY.name: {partition}}
+        ),
+        loads=TopicReader(settings, [CAPACITY], metrics=metrics),
+        partition=partition,
+    )
 
 
 def _identity_of(settings: Settings) -> LogIdentity:

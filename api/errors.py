@@ -10,8 +10,11 @@ ApiError                    {"error": {"message", "type", "param", "code"}}
 ├── PreconditionFailed      412, with x-should-retry: false
 ├── TooLarge                413
 ├── RangeNotSatisfiable     416
+├── RateLimited             429, with Retry-After: the SDKs try again
 ├── InternalError           500
+├── BadGateway              502, the SDKs try again
 ├── Unavailable             503, with Retry-After: the SDKs try again
+├── GatewayTimeout          504
 └── StorageFull             507, with x-should-retry: false
 
 A message may name ids, parameters and limits, never the content of a file or a body.
@@ -56,8 +59,8 @@ class ApiError(Exception):
         self.code = code
         self.headers = {**self.default_headers, **(headers or {})}
 
-    def response(self) -> web.Response:
-        """The answer."""
+    def body(self) -> bytes:
+        """The envelope, as JSON."""
         error = {
             # What callers sent may stand in it, and need not be valid Unicode.
             "message": self.message.encode("utf-8", "replace").decode(),
@@ -65,9 +68,13 @@ class ApiError(Exception):
             "param": self.param,
             "code": self.code,
         }
+        return msgspec.json.encode({"error": error})
+
+    def response(self) -> web.Response:
+        """The answer."""
         return web.Response(
             status=self.status,
-            body=msgspec.json.encode({"error": error}),
+            body=self.body(),
             content_type="application/json",
             headers=self.headers,
         )
@@ -130,10 +137,25 @@ class RangeNotSatisfiable(ApiError):
     status = 416
 
 
+class RateLimited(ApiError):
+    """More requests at once than this server takes."""
+
+    status = 429
+    type = "requests"
+    default_headers: ClassVar = {"Retry-After": str(RETRY_AFTER_S)}
+
+
 class InternalError(ApiError):
     """A defect of ours; the log has the trace under the request's id."""
 
     status = 500
+    type = "server_error"
+
+
+class BadGateway(ApiError):
+    """The model server's answer can't be passed on."""
+
+    status = 502
     type = "server_error"
 
 
@@ -143,6 +165,13 @@ class Unavailable(ApiError):
     status = 503
     type = "server_error"
     default_headers: ClassVar = {"Retry-After": str(RETRY_AFTER_S)}
+
+
+class GatewayTimeout(ApiError):
+    """The model did not answer in time."""
+
+    status = 504
+    type = "server_error"
 
 
 class StorageFull(ApiError):

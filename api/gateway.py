@@ -23,9 +23,11 @@ from api.read_model.follower import Follower
 from api.read_model.prompt_queries import PromptQueries
 from api.read_model.queries import Queries
 from api.read_model.store import ReadModelStore
+from api.realtime.lane import Lane
 from schemas.records import BatchSnapshot, FileRecord, Record
 from schemas.topics import Topic
 from streams.domain.clock import Clock
+from streams.domain.upstreams import UpstreamTable
 from streams.kafka.producer import Place
 from streams.ports.object_store import ObjectStore
 from streams.rendering.renderer import Renderer
@@ -76,6 +78,8 @@ class Gateway:
     keyring: Keyring
     catalogue: ModelCatalogue
     renderer: Renderer
+    upstreams: UpstreamTable
+    lane: Lane
     timeouts: Timeouts = Timeouts()
     #: Each upload holds a megabyte or two.
     uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_UPLOADS))

@@ -38,12 +38,17 @@ class FakeLog:
         self._clock = clock or SystemClock()
 
     async def send(self, topic: Topic, key: str, record: Record | None) -> Place:
+        return await self.send_to(topic, partition_for(key, topic.partitions), record, key)
+
+    async def send_to(
+        self, topic: Topic, partition: int, record: Record | None, key: str = ""
+    ) -> Place:
+        """Sends to a partition of the caller's choice."""
         await asyncio.sleep(0)
         if self.unreachable:
             raise SendFailed("The fake log was told to be unreachable.")
         # Through the wire form and back, so that what Avro can't hold fails here, too.
         value = None if record is None else decode(encode(record))
-        partition = partition_for(key, topic.partitions)
         records = self.records[topic.name, partition]
         place = Place(partition, len(records))
         written = ReadRecord(topic, partition, place.offset, self._clock.now_ms(), key, value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from api import checks, prompt_views
 from api.errors import InvalidRequest, Unavailable
@@ -34,22 +36,34 @@ async def preview(gateway: Gateway, text: PromptVersion, asked: RenderRequest, n
     refusal = prompt.refusal(asked.variables)
     if refusal is not None:
         raise refused(refusal, "variables")
-    try:
-        rendered: list[bytes] = []
-        if prompt.sandboxed:
-            async with asyncio.timeout(gateway.timeouts.preview_s):
-                rendered = await gateway.renderer.render(
-                    prompt.sandboxed, asked.variables_json, fair_key=text.tenant
-                )
+    with render_errors("variables"):
+        rendered = await filled_texts(gateway, prompt, text.tenant, asked.variables_json)
         messages = prompt.messages(asked.endpoint, asked.variables, rendered)
         body = prompt.body(asked.endpoint, asked.body, asked.variables, rendered)
-    except RenderError as error:
-        code = _CODES.get(type(error), LineCode.PROMPT_RENDER_FAILED)
-        raise InvalidRequest(LINE_MESSAGES[code], param="variables", code=code.value) from error
-    except RendererStoppedError as error:
-        raise Unavailable("The server is stopping.", code="unavailable") from error
     field = PROMPT_ENDPOINTS[asked.endpoint]
     return prompt_views.rendering(text.slug, number, field, messages, body)
+
+
+async def filled_texts(
+    gateway: Gateway, prompt: Prompt, tenant: str, variables_json: bytes
+) -> list[bytes]:
+    """The texts that only a template process renders. Raises RenderError, TimeoutError."""
+    if not prompt.sandboxed:
+        return []
+    async with asyncio.timeout(gateway.timeouts.preview_s):
+        return await gateway.renderer.render(prompt.sandboxed, variables_json, fair_key=tenant)
+
+
+@contextmanager
+def render_errors(param: str) -> Iterator[None]:
+    """Turns what rendering raises into InvalidRequest and Unavailable; param: the variables'."""
+    try:
+        yield
+    except RenderError as error:
+        code = _CODES.get(type(error), LineCode.PROMPT_RENDER_FAILED)
+        raise InvalidRequest(LINE_MESSAGES[code], param=param, code=code.value) from error
+    except RendererStoppedError as error:
+        raise Unavailable("The server is stopping.", code="unavailable") from error
 
 
 async def compiled(gateway: Gateway, text: PromptVersion) -> Prompt:

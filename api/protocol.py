@@ -6,6 +6,10 @@ logs what it could not parse: a header could be a key, a line could be a prompt.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
 import structlog
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
@@ -17,9 +21,18 @@ log = structlog.get_logger(__name__)
 
 
 class _Protocol(RequestHandler):
-    """One connection."""
+    """One connection. lost: called when it is closed, by whoever it was."""
 
-    __slots__ = ()
+    __slots__ = ("lost",)
+
+    def __init__(self, manager: web.Server, **kwargs: Any) -> None:
+        super().__init__(manager, **kwargs)
+        self.lost: set[Callable[[], None]] = set()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        for call in list(self.lost):
+            call()
 
     def handle_error(
         self,
@@ -46,6 +59,19 @@ class _Protocol(RequestHandler):
         answer.headers["openai-processing-ms"] = "0"
         answer.force_close()
         return answer
+
+
+@contextmanager
+def connection_lost(request: web.Request, call: Callable[[], None]) -> Iterator[None]:
+    """Calls `call` if the client closes the connection meanwhile."""
+    lost = cast("_Protocol", request.protocol).lost
+    if request.transport is None:
+        call()
+    lost.add(call)
+    try:
+        yield
+    finally:
+        lost.discard(call)
 
 
 class _Server(web.Server):

@@ -1,7 +1,9 @@
 """Which processes `backhaul up` runs, how, and in which order they stop.
 
-simulator ─ controller ─ collector ─ file-worker ─ batch-worker × N ─ gateway     started at once
-gateway → batch-workers → file-worker → collector → controller → simulator        stopped so
+simulator ─ controller ─ collector ─ file-worker ─ batch-worker × N ─ realtime-worker ─ gateway
+    started at once
+gateway → realtime-worker → batch-workers → file-worker → collector → controller → simulator
+    stopped so
 """
 
 from __future__ import annotations
@@ -18,9 +20,12 @@ from streams.settings import Settings
 GATEWAY = "gateway"
 BATCH_WORKER = "batch-worker"
 SIMULATOR = "simulator"
-ROLES = ("controller", "collector", "file-worker", BATCH_WORKER, GATEWAY)
+ROLES = ("controller", "collector", "file-worker", BATCH_WORKER, "realtime-worker", GATEWAY)
 #: Nothing new comes in first, then what feeds a process stops before it, so that it can finish.
-STOP_ORDER = (GATEWAY, BATCH_WORKER, "file-worker", "collector", "controller", SIMULATOR)
+STOP_ORDER = (
+    *(GATEWAY, "realtime-worker", BATCH_WORKER),
+    *("file-worker", "collector", "controller", SIMULATOR),
+)
 
 #: TLS and SASL are for a cluster of somebody else's; our own broker on loopback has neither.
 _SECURITY = (

@@ -6,7 +6,7 @@ wants all partitions from a place of its own; so these readers keep their own po
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,12 +45,19 @@ class ReadRecord:
 
 
 class TopicReader:
-    """Reads every partition of some topics, from positions that the caller keeps."""
+    """Reads partitions of some topics, from positions that the caller keeps."""
 
     def __init__(
-        self, settings: Settings, topics: Sequence[Topic], *, metrics: Metrics | None = None
+        self,
+        settings: Settings,
+        topics: Sequence[Topic],
+        *,
+        metrics: Metrics | None = None,
+        only: Mapping[str, Collection[int]] | None = None,
     ) -> None:
+        """only: the partitions to read, by Topic.name, where not all are wanted."""
         self._settings = settings
+        self._only = only or {}
         self._topics = {t.full_name(settings.topic_prefix): t for t in topics}
         self._metrics = metrics or Metrics()
         self._consumer: AIOKafkaConsumer | None = None
@@ -67,7 +74,12 @@ class TopicReader:
         """
         names = {topic.name: full for full, topic in self._topics.items()}
         counts = await partition_counts(self._settings, names)
-        self._partitions = [TopicPartition(names[n], p) for n, ps in counts.items() for p in ps]
+        self._partitions = [
+            TopicPartition(names[n], p)
+            for n, found in counts.items()
+            for p in found
+            if p in self._only.get(n, found)
+        ]
         asker = AIOKafkaConsumer(
             **connection(self._settings),
             group_id=None,

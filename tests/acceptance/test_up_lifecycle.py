@@ -16,7 +16,7 @@ from tests.support.waiting import eventually_sync
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(400)]
 
-_ROLES = ("controller", "collector", "file-worker", "batch-worker", "gateway")
+_ROLES = ("controller", "collector", "file-worker", "batch-worker", "realtime-worker", "gateway")
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,10 @@ from api.keys import create_key
 from api.log_fake import FakeLog
 from api.log_port import LogProducer
 from api.read_model.schema import TOPICS, from_create
+from api.realtime.lane import LaneLog
 from schemas.metrics import Metrics
 from schemas.records import BatchCreate, BatchSnapshot, Record
-from schemas.topics import BATCH_COMMAND, BATCH_STATUS
+from schemas.topics import BATCH_COMMAND, BATCH_STATUS, CAPACITY, REALTIME_REPLY
 from streams.adapters.object_store_fake import FakeObjectStore
 from streams.domain.clock import Clock, SystemClock
 from streams.domain.upstreams import UpstreamTable, parse_upstreams
@@ -175,6 +176,9 @@ async def running_gateway(
             producer=log,
             reader=log.reader(TOPICS),
             identity=log.identity,
+            lane_log=LaneLog(
+                replies=log.reader([REALTIME_REPLY]), loads=log.reader([CAPACITY]), partition=0
+            ),
             object_store=store,
             upstreams=upstreams,
             read_model=read_model,
