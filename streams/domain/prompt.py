@@ -35,6 +35,8 @@ from streams.domain.prompt_template import (
 MAX_MESSAGES = 1000
 MAX_PARTS = 1000
 MAX_MODEL_CHARS = 256
+#: Different texts of one version that need the sandbox: all of them must stay compiled there.
+MAX_SANDBOXED = 64
 #: Fields that a version can't preset: they are the prompt's own, or the batch's business.
 _NOT_IN_CONFIG = ("messages", "input", "prompt", "stream", "stream_options", *SLUG_FIELDS)
 #: Longest integer that goes in as it stands; Python refuses to write longer ones, too.
@@ -219,6 +221,12 @@ class _Templates:
             number = self._numbers.get(source)
             if number is None:
                 number = self._numbers[source] = len(self.sandboxed)
+                if number >= MAX_SANDBOXED:
+                    message = (
+                        f"A version may have {MAX_SANDBOXED} different texts with more than "
+                        "plain placeholders."
+                    )
+                    raise PromptError(message, where)
                 self.sandboxed.append(template.source)
             yield _Rendered(number)
         else:

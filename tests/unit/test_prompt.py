@@ -207,6 +207,11 @@ _OK = [{"role": "user", "content": "x"}]
         ([{"role": "user", "content": [{"type": "x"}] * 1001}], {}, "messages[0].content"),
         ([{"role": "user", "content": "{{ x() }}"}], {}, "messages[0].content"),
         ([{"role": "user", "content": "{% if %}"}], {}, "messages[0].content"),
+        (
+            [{"role": "user", "content": f"{{% if x %}}{n}{{% endif %}}"} for n in range(65)],
+            {},
+            "messages[64].content",
+        ),
         (_OK, [], "model_config"),
         (_OK, {"model": 1}, "model_config.model"),
         (_OK, {"model": ""}, "model_config.model"),
