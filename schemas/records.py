@@ -37,6 +37,7 @@ class BatchCreate(msgspec.Struct, frozen=True, kw_only=True):
     output_expires_after_s: int | None = None
     request_hash: str
     prompt_offset: int = 0
+    priority: int = 0
 
 
 class BatchCancel(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +47,35 @@ class BatchCancel(msgspec.Struct, frozen=True, kw_only=True):
     batch_id: str
     tenant: str
     at_ms: int
+
+
+class BatchPause(msgspec.Struct, frozen=True, kw_only=True):
+    """Command: release no new line of a batch until it is resumed."""
+
+    command_id: str
+    batch_id: str
+    tenant: str
+    at_ms: int
+
+
+class BatchResume(msgspec.Struct, frozen=True, kw_only=True):
+    """Command: go on with a paused batch."""
+
+    command_id: str
+    batch_id: str
+    tenant: str
+    at_ms: int
+
+
+class BatchChange(msgspec.Struct, frozen=True, kw_only=True):
+    """Command: change a batch that has not ended; what is None stays as it is."""
+
+    command_id: str
+    batch_id: str
+    tenant: str
+    at_ms: int
+    priority: int | None = None
+    expires_at_ms: int | None = None
 
 
 class PinnedPrompt(msgspec.Struct, frozen=True, kw_only=True):
@@ -331,6 +361,9 @@ class BatchSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage = Usage()
     prompts: tuple[PinnedPrompt, ...] = ()
     unused_variables: int = 0
+    priority: int = 0
+    paused_at_ms: int | None = None
+    commands: tuple[str, ...] = ()
 
 
 class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -558,6 +591,8 @@ class BatchRow(msgspec.Struct, frozen=True, kw_only=True):
     prompt_offset: int = 0
     prompts: tuple[PinnedPrompt, ...] = ()
     unused_variables: int = 0
+    priority: int = 0
+    paused_at_ms: int | None = None
 
 
 class OpenRetry(msgspec.Struct, frozen=True, kw_only=True):
@@ -584,6 +619,9 @@ class ChunkRow(msgspec.Struct, frozen=True, kw_only=True):
 Record = (
     BatchCreate
     | BatchCancel
+    | BatchPause
+    | BatchResume
+    | BatchChange
     | BatchValidated
     | BatchRejected
     | SegmentWritten
@@ -613,6 +651,9 @@ Record = (
 RECORDS: tuple[type[Record], ...] = (
     BatchCreate,
     BatchCancel,
+    BatchPause,
+    BatchResume,
+    BatchChange,
     BatchValidated,
     BatchRejected,
     SegmentWritten,

@@ -58,7 +58,7 @@ class Topic:
 BATCH_COMMAND = Topic(
     name="batch.command.v1",
     key="batch id",
-    records=(r.BatchCreate, r.BatchCancel),
+    records=(r.BatchCreate, r.BatchCancel, r.BatchPause, r.BatchResume, r.BatchChange),
     partitions=4,
     cleanup=Cleanup.DELETE,
     retention_s=35 * _DAY_S,
@@ -70,6 +70,9 @@ BATCH_EVENT = Topic(
     records=(
         r.BatchCreate,
         r.BatchCancel,
+        r.BatchPause,
+        r.BatchResume,
+        r.BatchChange,
         r.BatchValidated,
         r.BatchRejected,
         r.SegmentWritten,

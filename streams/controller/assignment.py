@@ -71,7 +71,7 @@ class Assignment:
 
     def stepped(self, step: Step) -> None:
         """A step was written."""
-        self._windows.watch(step.created)
+        self._windows.watch(step.windows)
         if self._releaser is not None:
             for effect in step.line_effects:
                 self._releaser.apply(effect)

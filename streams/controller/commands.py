@@ -13,10 +13,11 @@ from typing import cast
 
 import structlog
 
-from schemas.records import BatchCancel, BatchCreate
+from schemas.records import BatchCancel, BatchChange, BatchCreate
 from schemas.topics import BATCH_EVENT
 from streams.controller.ports import Sender
 from streams.controller.queued import Queued
+from streams.domain.batch_control import MAX_PRIORITY, MIN_PRIORITY, Control, allowed
 from streams.kafka.failpoint import reach
 from streams.kafka.role import Consumed
 
@@ -26,6 +27,7 @@ log = structlog.get_logger(__name__)
 _BATCH_ID = re.compile(r"batch_[A-Za-z0-9_-]{1,128}")
 _AT_ONCE = 100
 
+Command = BatchCreate | BatchCancel | Control
 Reject = Callable[[Consumed, str], Awaitable[None]]
 
 
@@ -47,14 +49,14 @@ class CommandRelay:
             commands = await self._queued.take(_AT_ONCE)
             chains: dict[str, list[Consumed]] = {}
             for consumed in commands:
-                command = cast("BatchCreate | BatchCancel", consumed.record)
+                command = cast("Command", consumed.record)
                 chains.setdefault(command.batch_id, []).append(consumed)
             await asyncio.gather(*(self._emit(chain) for chain in chains.values()))
 
     async def _emit(self, chain: list[Consumed]) -> None:
         # One after the other: a cancel that overtakes its create would be lost.
         for consumed in chain:
-            command = cast("BatchCreate | BatchCancel", consumed.record)
+            command = cast("Command", consumed.record)
             wrong = _what_is_wrong(consumed, command)
             if wrong is not None:
                 await self._reject(consumed, wrong)
@@ -66,9 +68,11 @@ class CommandRelay:
             consumed.ack()
 
 
-def _what_is_wrong(consumed: Consumed, command: BatchCreate | BatchCancel) -> str | None:
+def _what_is_wrong(consumed: Consumed, command: Command) -> str | None:
     if not _BATCH_ID.fullmatch(command.batch_id):
         return "the batch id is not one of ours"
     if consumed.event.message.key != command.batch_id.encode():
         return "the record's key is not its batch id"
+    if isinstance(command, BatchCreate | BatchChange) and not allowed(command.priority or 0):
+        return f"the priority is not between {MIN_PRIORITY} and {MAX_PRIORITY}"
     return None

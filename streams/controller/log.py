@@ -36,6 +36,7 @@ from streams.domain.batch_effects import (
     RecordUsage,
     SendTask,
     SettleLines,
+    SteerLines,
 )
 from streams.domain.batch_state import Batch, Ended
 from streams.domain.ledger import Ledger
@@ -50,7 +51,7 @@ _QUEUED = 200
 #: Lines of one usage record: far below the largest record that may travel.
 _USAGE_LINES = 2000
 
-LineEffect = OpenLines | SettleLines | CloseLines
+LineEffect = OpenLines | SteerLines | SettleLines | CloseLines
 OnStep = Callable[["Step"], None]
 Reject = Callable[[Consumed, str], Awaitable[None]]
 
@@ -64,19 +65,19 @@ class Step:
     causes: dict[str, Cause] = field(default_factory=dict)
     effects: list[Effect] = field(default_factory=list)
     events: list[Consumed] = field(default_factory=list)
-    new: set[str] = field(default_factory=set)
+    timed: set[str] = field(default_factory=set)
 
     @property
     def line_effects(self) -> Iterable[LineEffect]:
         """What the dispatcher is to know, in order."""
         for effect in self.effects:
-            if isinstance(effect, OpenLines | SettleLines | CloseLines):
+            if isinstance(effect, LineEffect):
                 yield effect
 
     @property
-    def created(self) -> list[Batch]:
-        """Batches that began with this step, as it left them."""
-        return [batch for batch_id, batch in self.batches.items() if batch_id in self.new]
+    def windows(self) -> list[Batch]:
+        """Batches that began with this step or got another end of their window."""
+        return [batch for batch_id, batch in self.batches.items() if batch_id in self.timed]
 
     @property
     def bills(self) -> list[UsageRecorded]:
@@ -183,8 +184,8 @@ class BatchLog:
                 step.chunks.setdefault(batch_id, {}).update(folded.chunks)
             if folded.batch is not None and folded.batch is not before:
                 step.batches[batch_id] = folded.batch
-                if before is None:
-                    step.new.add(batch_id)
+                if before is None or before.terms != folded.batch.terms:
+                    step.timed.add(batch_id)
             step.causes[batch_id] = Cause(consumed.partition, consumed.offset)
             step.effects += folded.effects
             step.events.append(consumed)
@@ -200,7 +201,9 @@ class BatchLog:
                     sends.append(self._sender.send(FILE_TASK, effect.task.batch_id, effect.task))
                 case RecordFile():
                     sends.append(self._sender.send(FILE, effect.file.file_id, effect.file))
-                case RecordUsage() | PublishSnapshot() | OpenLines() | SettleLines() | CloseLines():
+                case RecordUsage() | PublishSnapshot():
+                    pass
+                case OpenLines() | SteerLines() | SettleLines() | CloseLines():
                     pass
                 case _:
                     assert_never(effect)

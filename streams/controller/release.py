@@ -23,7 +23,7 @@ from streams.controller.log import LineEffect
 from streams.controller.outstanding import FoundSlice
 from streams.controller.ports import Guard, Sender
 from streams.controller.routes import Routes
-from streams.domain.batch_effects import CloseLines, OpenLines, SettleLines
+from streams.domain.batch_effects import CloseLines, OpenLines, SettleLines, SteerLines
 from streams.domain.batch_state import InProgress, Request
 from streams.domain.clock import Clock
 from streams.domain.dispatch import Dispatcher, Want
@@ -46,12 +46,13 @@ _FIRST_BACKOFF_MS, _MAX_BACKOFF_MS = 200, 30_000
 _STOP_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Running:
-    """A batch whose lines may be released."""
+    """A batch whose lines may be released. deadline_ms: the end of its window as it is now."""
 
     request: Request
     source: Source
+    deadline_ms: int
 
 
 class Releaser:
@@ -96,7 +97,7 @@ class Releaser:
             )
 
     def apply(self, effect: LineEffect) -> None:
-        """A batch was opened or closed, or lines of it came in."""
+        """A batch was opened, steered or closed, or lines of it came in."""
         match effect:
             case OpenLines():
                 self._open(effect.batch)
@@ -108,6 +109,8 @@ class Releaser:
                 self._dispatcher.settle(
                     effect.batch_id, effect.accepted, effect.retries, self._clock.now_ms()
                 )
+            case SteerLines():
+                self._steer(effect)
         self._wake.set()
 
     def hear(self, load: Load, heard_at_ms: int) -> None:
@@ -150,6 +153,16 @@ class Releaser:
         except TimeoutError:
             pass
 
+    def _steer(self, effect: SteerLines) -> None:
+        running = self._running.get(effect.batch_id)
+        if running is None:
+            return
+        terms = effect.terms
+        running.deadline_ms = terms.expires_at_ms
+        self._dispatcher.steer(
+            effect.batch_id, terms.priority, terms.expires_at_ms, paused=effect.paused
+        )
+
     def _open(self, batch: InProgress) -> None:
         request, work = batch.request, batch.work
         if request.input is None:
@@ -164,17 +177,19 @@ class Releaser:
                 batch_id=batch_id,
             )
         source = Source(request.input, work.plan, work.total, lanes, len(work.models))
-        self._running[batch_id] = _Running(request, source)
+        self._running[batch_id] = _Running(request, source, batch.terms.expires_at_ms)
         self._dispatcher.open(
             OpenBatch(
                 batch_id=batch_id,
                 tenant=request.tenant,
-                deadline_ms=request.expires_at_ms,
+                deadline_ms=batch.terms.expires_at_ms,
                 created_at_ms=request.created_at_ms,
                 total=work.total,
                 routes=pools,
                 done=bytes(bitmap(ledgers, work.total)),
                 retries=_open_retries(ledgers),
+                priority=batch.terms.priority,
+                paused=batch.paused_at_ms is not None,
             )
         )
 
@@ -229,7 +244,7 @@ class Releaser:
             at_ms=self._clock.now_ms(),
             endpoint=batch.endpoint,
             pool=slice_.pool,
-            deadline_ms=batch.expires_at_ms,
+            deadline_ms=running.deadline_ms,
             created_at_ms=batch.created_at_ms,
             tail=slice_.tail,
             pins=running.source.pins if any(line.pin for line in lines) else None,

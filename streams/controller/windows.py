@@ -31,10 +31,10 @@ class Windows:
         self._changed = asyncio.Event()
 
     def watch(self, batches: Iterable[Batch]) -> None:
-        """Will end these batches' windows."""
+        """Will end these batches' windows, at the ends that they have now."""
         for batch in batches:
             if not isinstance(batch, Cancelling | Ended):
-                entry = (batch.request.expires_at_ms, batch.request.batch_id)
+                entry = (batch.terms.expires_at_ms, batch.request.batch_id)
                 heapq.heappush(self._ends, entry)
                 self._changed.set()
 
@@ -54,7 +54,8 @@ class Windows:
 
     async def _end(self, batch_id: str, now_ms: int) -> None:
         batch = self._books.live.get(batch_id)
-        if batch is None or isinstance(batch, Cancelling):
+        # A window that was moved to a later end stands here with that one, too.
+        if batch is None or isinstance(batch, Cancelling) or batch.terms.expires_at_ms > now_ms:
             return
         event = BatchWindowEnded(batch_id=batch_id, tenant=batch.request.tenant, at_ms=now_ms)
         await self._sender.send(BATCH_EVENT, batch_id, event)

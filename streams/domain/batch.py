@@ -16,7 +16,8 @@
                      └── assembled ──► completed, or expired if the window ended first
 
 An arrow that isn't drawn is an event that changes nothing: a repeated command, a late outcome, a
-second assembly. Leaving InProgress freezes the set of lines; what comes later is ignored, and
+second assembly. Pausing, resuming and changing a batch are no arrows: they leave it in its state
+(batch_control). Leaving InProgress freezes the set of lines; what comes later is ignored, and
 the lines that are not in count as failed once their error lines are assembled.
 
 Replays change nothing. The batch's watermark and each chunk's own say what they have folded, so
@@ -33,15 +34,19 @@ from schemas.records import (
     AssembleReason,
     BatchAssembled,
     BatchCancel,
+    BatchChange,
     BatchCreate,
     BatchError,
+    BatchPause,
     BatchRejected,
+    BatchResume,
     BatchStatus,
     BatchValidated,
     BatchWindowEnded,
     SegmentWritten,
 )
 from streams.domain.batch_collect import collect
+from streams.domain.batch_control import Control, remember, steer
 from streams.domain.batch_effects import (
     CloseLines,
     Effect,
@@ -62,6 +67,7 @@ from streams.domain.batch_state import (
     Work,
     event_time,
     request_of,
+    terms_of,
 )
 from streams.domain.batch_tasks import (
     assemble_id,
@@ -73,12 +79,10 @@ from streams.domain.batch_tasks import (
 from streams.domain.ledger import Counts, Ledger
 from streams.domain.ledger import total as sum_of
 
-#: Most command ids a batch remembers: far more than the repeats that a producer's retries make.
-MAX_COMMANDS = 64
-
 Event = (
     BatchCreate
     | BatchCancel
+    | Control
     | BatchValidated
     | BatchRejected
     | SegmentWritten
@@ -120,6 +124,8 @@ def fold(batch: Batch | None, chunks: Chunks, entry: Entry) -> Folded:
             return _create(event, entry) if batch is None else Folded(batch)
         case BatchCancel():
             return _cancel(batch, chunks, event, entry.offset)
+        case BatchPause() | BatchResume() | BatchChange():
+            return _control(batch, event, entry.offset)
         case BatchValidated():
             return _validated(batch, chunks, event, entry.offset)
         case BatchRejected():
@@ -136,16 +142,20 @@ def fold(batch: Batch | None, chunks: Chunks, entry: Entry) -> Folded:
 
 
 def _create(create: BatchCreate, entry: Entry) -> Folded:
-    request = request_of(create)
-    commands = (create.command_id,)
-    start = Validating(request=request, watermark=entry.offset, commands=commands)
+    terms = terms_of(create)
+    start = Validating(
+        request=request_of(create),
+        terms=terms,
+        watermark=entry.offset,
+        commands=(create.command_id,),
+    )
     # By the log's clock: a create that is emitted again weeks later must not start lines.
-    if entry.logged_at_ms >= request.expires_at_ms:
+    if entry.logged_at_ms >= terms.expires_at_ms:
         return _end(start, entry.offset, BatchStatus.EXPIRED, entry.logged_at_ms)
     file = usable_input(create)
     if isinstance(file, BatchError):
         return _end(start, entry.offset, BatchStatus.FAILED, create.at_ms, errors=(file,))
-    task = SendTask(intake_task(start.request, file))
+    task = SendTask(intake_task(start.request, terms, file))
     return Folded(start, effects=(task, PublishSnapshot(snapshot_of(start))))
 
 
@@ -163,6 +173,13 @@ def _cancel(batch: Batch | None, chunks: Chunks, cancel: BatchCancel, offset: in
             return Folded(batch)
         case _:
             assert_never(batch)
+
+
+def _control(batch: Batch | None, command: Control, offset: int) -> Folded:
+    if batch is None or isinstance(batch, Cancelling | Ended) or not _is_new(batch, command):
+        return Folded(batch)
+    steered, effects = steer(batch, command, offset)
+    return Folded(steered, effects=effects)
 
 
 def _validated(batch: Batch | None, chunks: Chunks, event: BatchValidated, offset: int) -> Folded:
@@ -196,7 +213,7 @@ def _assembled(batch: Batch | None, event: BatchAssembled, offset: int) -> Folde
 def _window_ended(
     batch: Batch | None, chunks: Chunks, event: BatchWindowEnded, offset: int
 ) -> Folded:
-    if batch is None or event.at_ms < batch.request.expires_at_ms:
+    if batch is None or event.at_ms < batch.terms.expires_at_ms:
         return Folded(batch)
     match batch:
         case Validating():
@@ -235,7 +252,13 @@ def _start_lines(batch: Validating, chunks: Chunks, event: BatchValidated, offse
     # Chunk rows may have outlived the batch's own row in a crash.
     counts = sum_of(chunks.values())
     started = InProgress(
-        request=batch.request, watermark=offset, commands=batch.commands, work=work, counts=counts
+        request=batch.request,
+        terms=batch.terms,
+        watermark=offset,
+        commands=batch.commands,
+        work=work,
+        counts=counts,
+        paused_at_ms=batch.paused_at_ms,
     )
     if _all_in(started, chunks, offset):
         return _finalize(started, chunks, AssembleReason.COMPLETED, event.at_ms, offset)
@@ -259,6 +282,7 @@ def _finalize(
 ) -> Folded:
     frozen = Finalizing(
         request=batch.request,
+        terms=batch.terms,
         watermark=offset,
         commands=batch.commands,
         work=batch.work,
@@ -306,6 +330,7 @@ def _hand_over(
     completed = min(event.output.lines, batch.frozen.completed) if output and event.output else 0
     ended = Ended(
         request=batch.request,
+        terms=batch.terms,
         watermark=offset,
         commands=batch.commands,
         status=status,
@@ -331,6 +356,7 @@ def _end(
 ) -> Folded:
     ended = Ended(
         request=batch.request,
+        terms=batch.terms,
         watermark=offset,
         commands=batch.commands,
         status=status,
@@ -354,8 +380,9 @@ def _cancelling(
 ) -> Cancelling:
     return Cancelling(
         request=batch.request,
+        terms=batch.terms,
         watermark=offset,
-        commands=(*batch.commands, cancel.command_id)[-MAX_COMMANDS:],
+        commands=remember(batch.commands, cancel.command_id),
         work=work,
         frozen=frozen,
         reason=reason,
@@ -377,6 +404,6 @@ def _all_in(batch: InProgress, chunks: Chunks, offset: int) -> bool:
     return all(ledger.watermark <= offset for ledger in chunks.values())
 
 
-def _is_new(batch: Batch, cancel: BatchCancel) -> bool:
-    # A cancel of another tenant's batch can only come from a direct producer.
-    return cancel.command_id not in batch.commands and cancel.tenant == batch.request.tenant
+def _is_new(batch: Batch, command: BatchCancel | Control) -> bool:
+    # A command to another tenant's batch can only come from a direct producer.
+    return command.command_id not in batch.commands and command.tenant == batch.request.tenant

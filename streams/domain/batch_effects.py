@@ -5,7 +5,7 @@ SendTask         file.task                  task_id
 RecordUsage      usage.recorded             (batch, line)
 RecordFile       file                       file_id
 PublishSnapshot  batch.status               (batch, revision)
-OpenLines, SettleLines, CloseLines          the dispatcher in this process
+OpenLines, SteerLines, SettleLines, CloseLines          the dispatcher in this process
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from schemas.records import (
     OpenRetry,
     UsageRecorded,
 )
-from streams.domain.batch_state import InProgress
+from streams.domain.batch_state import InProgress, Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,15 @@ class OpenLines:
 
 
 @dataclass(frozen=True, slots=True)
+class SteerLines:
+    """The batch's lines go on under these terms, or wait: it was paused, resumed or changed."""
+
+    batch_id: str
+    terms: Terms
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SettleLines:
     """These lines are in; those wait for another attempt."""
 
@@ -75,6 +84,13 @@ class CloseLines:
 
 
 Effect = (
-    SendTask | RecordUsage | RecordFile | PublishSnapshot | OpenLines | SettleLines | CloseLines
+    SendTask
+    | RecordUsage
+    | RecordFile
+    | PublishSnapshot
+    | OpenLines
+    | SteerLines
+    | SettleLines
+    | CloseLines
 )
 """Everything a fold can ask for."""

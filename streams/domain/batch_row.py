@@ -13,6 +13,7 @@ from streams.domain.batch_state import (
     Finalizing,
     InProgress,
     Request,
+    Terms,
     Validating,
     Work,
 )
@@ -81,6 +82,11 @@ def times_of(batch: Batch) -> dict[str, int]:
     return times
 
 
+def paused_at(batch: Batch) -> int | None:
+    """Since when the batch is paused; None unless it is."""
+    return batch.paused_at_ms if isinstance(batch, Validating | InProgress) else None
+
+
 def work_of(batch: Batch) -> Work | None:
     """What intake found, once it has."""
     return None if isinstance(batch, Validating) else batch.work
@@ -96,7 +102,7 @@ def snapshot_of(batch: Batch) -> BatchSnapshot:
         revision=batch.watermark,
         status=status_of(batch),
         created_at_ms=request.created_at_ms,
-        expires_at_ms=request.expires_at_ms,
+        expires_at_ms=batch.terms.expires_at_ms,
         endpoint=request.endpoint,
         input_file_id=request.input_file_id,
         completion_window=request.completion_window,
@@ -113,6 +119,9 @@ def snapshot_of(batch: Batch) -> BatchSnapshot:
         usage=counts.usage,
         prompts=work.prompts if work else (),
         unused_variables=work.unused_variables if work else 0,
+        priority=batch.terms.priority,
+        paused_at_ms=paused_at(batch),
+        commands=() if ended else batch.commands,
         in_progress_at_ms=times.get("in_progress_at_ms"),
         finalizing_at_ms=times.get("finalizing_at_ms"),
         completed_at_ms=times.get("completed_at_ms"),
@@ -135,7 +144,7 @@ def to_row(batch: Batch) -> BatchRow:
         commands=() if ended else batch.commands,
         status=status_of(batch),
         created_at_ms=request.created_at_ms,
-        expires_at_ms=request.expires_at_ms,
+        expires_at_ms=batch.terms.expires_at_ms,
         endpoint=request.endpoint,
         input_file_id=request.input_file_id,
         input=None if ended else request.input,
@@ -150,6 +159,8 @@ def to_row(batch: Batch) -> BatchRow:
         prompt_offset=request.prompt_offset,
         prompts=work.prompts if work and not ended else (),
         unused_variables=work.unused_variables if work else 0,
+        priority=batch.terms.priority,
+        paused_at_ms=paused_at(batch),
         errors=(),
         output_file_id=ended.output_file_id if ended else None,
         error_file_id=ended.error_file_id if ended else None,
@@ -176,14 +187,20 @@ def from_row(row: BatchRow, chunks: Mapping[int, Ledger]) -> Batch:
     frozen = Counts(row.final_completed, row.final_failed, row.final_usage)
     common: dict[str, Any] = {
         "request": request,
+        "terms": Terms(priority=row.priority, expires_at_ms=row.expires_at_ms),
         "watermark": row.watermark,
         "commands": row.commands,
     }
     match row.status:
         case BatchStatus.VALIDATING:
-            return Validating(**common)
+            return Validating(**common, paused_at_ms=row.paused_at_ms)
         case BatchStatus.IN_PROGRESS if work:
-            return InProgress(**common, work=work, counts=sum_of(chunks.values()))
+            return InProgress(
+                **common,
+                work=work,
+                counts=sum_of(chunks.values()),
+                paused_at_ms=row.paused_at_ms,
+            )
         case BatchStatus.FINALIZING if work and row.finalizing_at_ms is not None:
             return Finalizing(
                 **common,
@@ -222,7 +239,6 @@ def _request(row: BatchRow) -> Request:
         batch_id=row.batch_id,
         tenant=row.tenant,
         created_at_ms=row.created_at_ms,
-        expires_at_ms=row.expires_at_ms,
         endpoint=row.endpoint,
         input_file_id=row.input_file_id,
         input=row.input,

@@ -25,7 +25,6 @@ class Request:
     batch_id: str
     tenant: str
     created_at_ms: int
-    expires_at_ms: int
     endpoint: str
     input_file_id: str
     input: ObjectRef | None
@@ -34,6 +33,18 @@ class Request:
     output_expires_after_s: int | None
     request_hash: str
     prompt_offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What callers may change until the batch has ended.
+
+    priority: of a tenant's batches those with a higher one go first. expires_at_ms: the end of the
+    completion window.
+    """
+
+    priority: int
+    expires_at_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,21 +73,28 @@ class _State:
     """
 
     request: Request
+    terms: Terms
     watermark: int
     commands: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validating(_State):
-    """The file-worker checks the input file."""
+    """The file-worker checks the input file. paused_at_ms: its lines will not start."""
+
+    paused_at_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InProgress(_State):
-    """Lines run. counts: the sums over the batch's chunks."""
+    """Lines run. counts: the sums over the batch's chunks.
+
+    paused_at_ms: since when no new line is released, if the batch is paused.
+    """
 
     work: Work
     counts: Counts
+    paused_at_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,13 +141,12 @@ Batch = Live | Ended
 
 
 def request_of(create: BatchCreate) -> Request:
-    """The request in a create command. The API shows whole seconds, so the window starts on one."""
-    created_at_ms = create.at_ms // 1000 * 1000
+    """The request in a create command."""
+    created_at_ms = _created_at_ms(create)
     return Request(
         batch_id=create.batch_id,
         tenant=create.tenant,
         created_at_ms=created_at_ms,
-        expires_at_ms=created_at_ms + create.window_s * 1000,
         endpoint=create.endpoint,
         input_file_id=create.input_file_id,
         input=create.input,
@@ -139,6 +156,18 @@ def request_of(create: BatchCreate) -> Request:
         request_hash=create.request_hash,
         prompt_offset=create.prompt_offset,
     )
+
+
+def terms_of(create: BatchCreate) -> Terms:
+    """The terms that a create command begins with."""
+    return Terms(
+        priority=create.priority, expires_at_ms=_created_at_ms(create) + create.window_s * 1000
+    )
+
+
+def _created_at_ms(create: BatchCreate) -> int:
+    # The API shows whole seconds, so the window starts on one.
+    return create.at_ms // 1000 * 1000
 
 
 def event_time(at_ms: int, request: Request) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from schemas.errors import ValidationCode
 from schemas.records import AssembleTask, BatchCreate, BatchError, IntakeTask, ObjectRef
-from streams.domain.batch_state import Cancelling, Finalizing, Request
+from streams.domain.batch_state import Cancelling, Finalizing, Request, Terms
 from streams.domain.ids import task_id
 from streams.domain.ledger import Ledger, packed_bitmap
 
@@ -41,7 +41,7 @@ def assemble_id(request: Request) -> str:
     return task_id(request.batch_id, "assemble")
 
 
-def intake_task(request: Request, file: ObjectRef) -> IntakeTask:
+def intake_task(request: Request, terms: Terms, file: ObjectRef) -> IntakeTask:
     """Check this input file."""
     return IntakeTask(
         task_id=intake_id(request),
@@ -50,7 +50,7 @@ def intake_task(request: Request, file: ObjectRef) -> IntakeTask:
         at_ms=request.created_at_ms,
         endpoint=request.endpoint,
         input=file,
-        deadline_ms=request.expires_at_ms,
+        deadline_ms=terms.expires_at_ms,
         prompt_offset=request.prompt_offset,
     )
 

@@ -1,11 +1,12 @@
 """The dispatcher: which lines run next, where, and how many. Pure; the controller feeds it.
 
-    open, loaded, settle, close ──► batches and their lanes ─┐
-                                                             ├─► release() ─► slices
-    worker_load, controller_load ─► credits ─────────────────┘
+    open, steer, loaded, settle, close ──► batches and their lanes ─┐
+                                                                    ├─► release() ─► slices
+    worker_load, controller_load ─► credits ────────────────────────┘
 
-Per pool, tenants take turns (deficit round robin), and within a tenant the earliest deadline goes
-first. A line is released only within a worker's credits. What happens to a slice then:
+Per pool, tenants take turns (deficit round robin), and within a tenant the highest priority goes
+first, then the earliest deadline. A line is released only within a worker's credits. What happens
+to a slice then:
 
     release ─► sent (has its offset) ─► read by the worker ─► committed by it ─► settled
                   └─ returned: not sent                          └─ lease over: released again,
@@ -81,13 +82,17 @@ class Dispatcher:
             self._set_running(batch, False)
             batch.forget()
 
-    def pause(self, batch_id: str) -> None:
-        """As close(), until resume()."""
-        self._set_running(self._batches[batch_id], False)
-
-    def resume(self, batch_id: str) -> None:
-        """Goes on with a paused batch."""
-        self._set_running(self._batches[batch_id], True)
+    def steer(self, batch_id: str, priority: int, deadline_ms: int, *, paused: bool) -> None:
+        """Goes on under these terms, from this moment on; paused: nothing more is released."""
+        batch = self._batches.get(batch_id)
+        if batch is None:
+            return
+        for lane in batch.lanes:
+            for pool in lane.pools:
+                if pool in self._queues:
+                    self._queues[pool].remove(lane)
+        batch.priority, batch.deadline_ms = priority, deadline_ms
+        self._set_running(batch, not paused)
 
     def is_open(self, batch_id: str) -> bool:
         """Whether slices of the batch may still be sent."""

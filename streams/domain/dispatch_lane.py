@@ -37,7 +37,8 @@ MAX_WAITING = 1024
 class OpenBatch:
     """A batch whose lines may be released.
 
-    routes: the pools of each lane. done: bitmap of accepted lines. retries: open ones.
+    routes: the pools of each lane. done: bitmap of accepted lines. retries: open ones. paused:
+    nothing is released until it is resumed.
     """
 
     batch_id: str
@@ -48,6 +49,8 @@ class OpenBatch:
     routes: tuple[tuple[str, ...], ...]
     done: bytes = b""
     retries: tuple[OpenRetry, ...] = ()
+    priority: int = 0
+    paused: bool = False
 
 
 class Again(NamedTuple):
@@ -220,7 +223,8 @@ class BatchLines:
         self.deadline_ms = batch.deadline_ms
         self.created_at_ms = batch.created_at_ms
         self.total = batch.total
-        self.running = True
+        self.priority = batch.priority
+        self.running = not batch.paused
         self.out: dict[int, Out] = {}
         self.most_out = 0
         self.retries = {retry.line: retry for retry in batch.retries}

@@ -1,7 +1,10 @@
-"""Whose turn it is at a pool: deficit round robin over tenants, earliest deadline first in each.
+"""Whose turn it is at a pool: deficit round robin over tenants; in each, by priority and deadline.
 
     ring:    tenant A (deficit 5) -> tenant B (0) -> tenant C (12) -> ...
-    tenant:  heap of lanes by (deadline, creation)
+    tenant:  heap of lanes by (priority, highest first; deadline; creation)
+
+A priority decides within its tenant only: what the tenant may spend in a round, and when its turn
+comes, is the same whatever its batches' priorities are.
 
 A lane stands in the queue while it may have something to release. One that turns out to have
 nothing is taken out, and whoever gives it something puts it back.
@@ -15,7 +18,7 @@ from dataclasses import dataclass, field
 
 from streams.domain.dispatch_lane import QUANTUM, Lane
 
-_Entry = tuple[int, int, str, int, Lane]
+_Entry = tuple[int, int, int, str, int, Lane]
 
 
 @dataclass(slots=True)
@@ -47,8 +50,18 @@ class PoolQueue:
         if tenant is None:
             tenant = self._tenants[batch.tenant] = _Tenant(batch.tenant)
             self._ring.append(tenant)
-        entry = (batch.deadline_ms, batch.created_at_ms, batch.batch_id, lane.number, lane)
-        heapq.heappush(tenant.lanes, entry)
+        order = (-batch.priority, batch.deadline_ms, batch.created_at_ms, batch.batch_id)
+        heapq.heappush(tenant.lanes, (*order, lane.number, lane))
+
+    def remove(self, lane: Lane) -> None:
+        """Takes the lane out of the queue, as before its place in the order changes."""
+        if self.pool not in lane.queued_at:
+            return
+        lane.queued_at.discard(self.pool)
+        # The tenant stays in the ring, with what it may still spend; top() drops it if it is empty.
+        tenant = self._tenants[lane.batch.tenant]
+        tenant.lanes = [entry for entry in tenant.lanes if entry[-1] is not lane]
+        heapq.heapify(tenant.lanes)
 
     def top(self) -> Lane | None:
         """The lane whose turn it is."""

@@ -10,7 +10,10 @@ from schemas.records import (
     AssembleTask,
     BatchAssembled,
     BatchCancel,
+    BatchChange,
     BatchCreate,
+    BatchPause,
+    BatchResume,
     BatchRow,
     BatchSnapshot,
     BatchValidated,
@@ -52,6 +55,7 @@ def create(
     input_key: str = "files/tenant-a/file-1",
     input_bytes: int = 1000,
     prompt_offset: int = 0,
+    priority: int = 0,
 ) -> BatchCreate:
     """A create command."""
     return BatchCreate(
@@ -68,6 +72,7 @@ def create(
         metadata={"for": "tests"},
         request_hash="0" * 64,
         prompt_offset=prompt_offset,
+        priority=priority,
     )
 
 
@@ -80,6 +85,48 @@ def cancel(
 ) -> BatchCancel:
     """A cancel command."""
     return BatchCancel(command_id=command_id, batch_id=batch_id, tenant=tenant, at_ms=at_ms)
+
+
+def pause(
+    batch_id: str = BATCH,
+    *,
+    command_id: str = "cmd_pause",
+    tenant: str = TENANT,
+    at_ms: int = CREATED_MS + 20_000,
+) -> BatchPause:
+    """A pause command."""
+    return BatchPause(command_id=command_id, batch_id=batch_id, tenant=tenant, at_ms=at_ms)
+
+
+def resume(
+    batch_id: str = BATCH,
+    *,
+    command_id: str = "cmd_resume",
+    tenant: str = TENANT,
+    at_ms: int = CREATED_MS + 30_000,
+) -> BatchResume:
+    """A resume command."""
+    return BatchResume(command_id=command_id, batch_id=batch_id, tenant=tenant, at_ms=at_ms)
+
+
+def change(
+    priority: int | None = None,
+    expires_at_ms: int | None = None,
+    *,
+    batch_id: str = BATCH,
+    command_id: str = "cmd_change",
+    tenant: str = TENANT,
+    at_ms: int = CREATED_MS + 40_000,
+) -> BatchChange:
+    """A change of priority, of the window's end, or of both."""
+    return BatchChange(
+        command_id=command_id,
+        batch_id=batch_id,
+        tenant=tenant,
+        at_ms=at_ms,
+        priority=priority,
+        expires_at_ms=expires_at_ms,
+    )
 
 
 def validated(

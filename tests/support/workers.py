@@ -23,6 +23,8 @@ def opened(
     routes: tuple[tuple[str, ...], ...] = (("p",),),
     deadline_ms: int = NOW + HOUR_MS,
     created_at_ms: int = NOW,
+    priority: int = 0,
+    paused: bool = False,
 ) -> OpenBatch:
     """A batch of fresh lines."""
     return OpenBatch(
@@ -32,6 +34,8 @@ def opened(
         created_at_ms=created_at_ms,
         total=total,
         routes=routes,
+        priority=priority,
+        paused=paused,
     )
 
 

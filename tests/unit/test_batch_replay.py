@@ -7,14 +7,17 @@ from typing import TypeVar
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from schemas.records import (
     BatchRow,
     BatchSnapshot,
+    BatchStatus,
     BatchValidated,
     ChunkRow,
     CollectedLine,
     OutcomeKind,
+    Usage,
 )
 from streams.domain.batch import Entry, Event
 from streams.domain.batch_effects import SendTask
@@ -28,10 +31,13 @@ from tests.support.batch_log import (
     Controller,
     assembled,
     cancel,
+    change,
     create,
     entries,
     outcome,
+    pause,
     pinned,
+    resume,
     segment,
     validated,
     window_ended,
@@ -80,6 +86,16 @@ _OTHERS: list[Event] = [
     *VALIDATIONS,
     cancel(),
     cancel(command_id="cmd_2"),
+    pause(),
+    pause(command_id="cmd_3", at_ms=CREATED_MS + 25_000),
+    pause(command_id="cmd_4", tenant="rival"),
+    resume(),
+    resume(command_id="cmd_5"),
+    change(7),
+    change(-3, ENDS_MS + 60_000, command_id="cmd_6"),
+    change(None, ENDS_MS - 1_000, command_id="cmd_7"),
+    change(101, ENDS_MS + 5_000, command_id="cmd_8"),
+    window_ended(at_ms=ENDS_MS + 60_000),
     window_ended(),
     window_ended(at_ms=ENDS_MS + 1),
     assembled(TOTAL - 206, 206),
@@ -167,6 +183,13 @@ def check_pins(log: list[Entry], snapshots: list[BatchSnapshot]) -> None:
             assert (snapshot.prompts, snapshot.unused_variables) == ((), 0)
 
 
+def but_for_counts(snapshot: BatchSnapshot) -> BatchSnapshot:
+    """Of a running batch: a replay may know chunks of later events already, and counts those."""
+    if snapshot.status is not BatchStatus.IN_PROGRESS:
+        return snapshot
+    return replace(snapshot, completed=0, failed=0, usage=Usage())
+
+
 def check_tasks(controller: Controller) -> None:
     """A task that is sent again is the same task."""
     seen: dict[str, object] = {}
@@ -196,7 +219,7 @@ def test_any_crash_and_replay_ends_in_the_same_state_with_the_same_bill(
     if isinstance(straight.batch, InProgress):
         assert again.chunks == straight.chunks
     assert again.bill == straight.bill
-    assert again.snapshots[-1] == straight.snapshots[-1]
+    assert but_for_counts(again.snapshots[-1]) == but_for_counts(straight.snapshots[-1])
     assert set(again.file_names) == set(straight.file_names)
     check_callers_view(again.snapshots)
     check_pins(log, again.snapshots)

@@ -15,7 +15,8 @@ from streams.controller.log import STEP_EVENTS, BatchLog, Step
 from streams.controller.queued import Queued
 from streams.controller.snapshots import Snapshots
 from streams.controller.windows import Windows
-from streams.domain.batch_effects import CloseLines, OpenLines, SettleLines
+from streams.domain.batch_effects import CloseLines, OpenLines, SettleLines, SteerLines
+from streams.domain.batch_state import InProgress
 from streams.domain.clock import ManualClock
 from streams.kafka.role import Consumed
 from tests.support.batch_log import (
@@ -24,8 +25,11 @@ from tests.support.batch_log import (
     ENDS_MS,
     assembled,
     cancel,
+    change,
     create,
     outcome,
+    pause,
+    resume,
     segment,
     validated,
     window_ended,
@@ -119,7 +123,32 @@ async def test_the_dispatcher_hears_in_order_once_the_rows_are_written() -> None
     await desk.feed(create(), validated(3), segment([outcome(0)]), cancel())
     (step,) = desk.steps
     assert [type(e) for e in step.line_effects] == [OpenLines, SettleLines, CloseLines]
-    assert [b.request.batch_id for b in step.created] == [BATCH]
+    assert [b.request.batch_id for b in step.windows] == [BATCH]
+
+
+async def test_the_dispatcher_hears_of_a_pause_and_the_clock_of_a_moved_window() -> None:
+    desk = Desk()
+    await desk.feed(create(), create("batch_0002"), validated(3))
+    await desk.feed(pause(), change(5), first=200)
+    await desk.feed(change(None, ENDS_MS + 60_000, command_id="cmd_2"), resume(), first=300)
+    _, paused, moved = desk.steps
+    assert [type(e) for e in paused.line_effects] == [SteerLines, SteerLines]
+    (shown,) = paused.snapshots
+    assert (shown.paused_at_ms, shown.priority) == (CREATED_MS + 20_000, 5)
+    assert [b.request.batch_id for b in moved.windows] == [BATCH]
+    assert [type(e) for e in moved.line_effects] == [SteerLines, SteerLines]
+
+
+async def test_a_restart_while_paused_finds_the_pause_and_the_terms() -> None:
+    desk = Desk()
+    await desk.feed(create(), validated(3), pause(), change(-4, ENDS_MS + 60_000))
+    live = dict(desk.books.live)
+    desk.start()
+    assert desk.books.live == live
+    batch = desk.books.live[BATCH]
+    assert isinstance(batch, InProgress)
+    assert batch.paused_at_ms == CREATED_MS + 20_000
+    assert (batch.terms.priority, batch.terms.expires_at_ms) == (-4, ENDS_MS + 60_000)
 
 
 async def test_a_restart_finds_the_same_state_in_the_tables() -> None:
@@ -199,6 +228,26 @@ async def test_a_window_is_ended_by_an_event_on_the_log() -> None:
     work.cancel()
 
 
+async def test_a_window_that_is_moved_is_ended_at_its_new_end_only() -> None:
+    desk = Desk()
+    await desk.feed(create(), create("batch_0002", window_s=7200), validated(1))
+    clock = ManualClock(ENDS_MS - 10_000)
+    windows = Windows(desk.books, desk.sender, clock)
+    windows.watch(desk.books.live.values())
+    work = asyncio.create_task(windows.work())
+    sooner = change(None, ENDS_MS - 5000, batch_id="batch_0002")
+    await desk.feed(change(None, ENDS_MS + 5000), sooner, first=200)
+    windows.watch(desk.steps[-1].windows)
+    clock.ms = ENDS_MS
+    (event,) = await eventually(lambda: desk.sender.of(BATCH_EVENT), 8)
+    assert event.batch_id == "batch_0002"
+    clock.ms = ENDS_MS + 5000
+    windows.watch([desk.books.live[BATCH]])
+    await eventually(lambda: len(desk.sender.of(BATCH_EVENT)) > 1, 8)
+    assert desk.sender.of(BATCH_EVENT)[1].batch_id == BATCH
+    work.cancel()
+
+
 async def commands(desk: Desk, *records: Consumed) -> None:
     """Lets a relay work on commands until all are acked."""
     relay = CommandRelay(desk.sender, desk.reject)
@@ -229,6 +278,15 @@ async def test_a_command_with_a_harmful_id_or_a_foreign_key_is_rejected(batch_id
     await commands(desk, consumed(create(batch_id), 1, desk.consumer), wrong_key)
     assert len(desk.rejected) == 2
     assert desk.sender.sent == []
+
+
+async def test_a_command_with_a_priority_that_no_batch_may_have_is_rejected() -> None:
+    desk = Desk()
+    wrong = in_log([create(priority=101), change(-101)], desk.consumer)
+    await commands(desk, *wrong, *in_log([change(-100), change(None, ENDS_MS)], desk.consumer, 200))
+    assert len(desk.rejected) == 2
+    assert "between -100 and 100" in desk.rejected[0]
+    assert [r.priority for r in desk.sender.of(BATCH_EVENT)] == [-100, None]
 
 
 async def test_a_queue_hands_out_groups_and_holds_no_more_than_its_limit() -> None:

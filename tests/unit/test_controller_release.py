@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -24,7 +25,7 @@ from streams.controller.outstanding import FoundSlice
 from streams.controller.release import Releaser
 from streams.controller.routes import Routes
 from streams.domain.batch import Entry, fold
-from streams.domain.batch_effects import CloseLines, OpenLines, SettleLines
+from streams.domain.batch_effects import CloseLines, OpenLines, SettleLines, SteerLines
 from streams.domain.batch_state import InProgress
 from streams.domain.clock import SystemClock
 from streams.domain.dispatch_slice import Picked
@@ -342,6 +343,55 @@ async def test_a_store_that_fails_for_one_batch_delays_only_that_one(broken: str
         assert station.lines("batch_sick") == []
         station.store.broken.clear()
         await eventually(lambda: len(station.lines("batch_sick")) == 5, 5)
+
+
+async def test_a_paused_batch_is_not_sent_even_if_it_was_chosen_and_resume_sends_it_at_once() -> (
+    None
+):
+    async with working() as station:
+        batch = await station.batch("batch_1", 200)
+        station.releaser.apply(OpenLines(batch))
+        station.hear()
+        station.releaser.apply(SteerLines("batch_1", batch.terms, paused=True))
+        other = await station.batch("batch_2", 5)
+        station.releaser.apply(OpenLines(other))
+        await eventually(lambda: len(station.lines("batch_2")) == 5, 5)
+        assert station.lines("batch_1") == []
+        station.read()
+        station.releaser.apply(SteerLines("batch_1", batch.terms, paused=False))
+        await eventually(lambda: len(station.lines("batch_1")) == 64, 0.9)
+
+
+async def test_a_releaser_that_begins_with_a_paused_batch_waits_for_its_resume() -> None:
+    station = Station()
+    batch = await station.batch("batch_1", 10)
+    station.books.live["batch_1"] = replace(batch, paused_at_ms=1)
+    other = await station.batch("batch_2", 5)
+    station.releaser.begin([FoundSlice("batch_1", "u", (0, 0), ((0, 1), (1, 1)))])
+    work = asyncio.create_task(station.releaser.work())
+    station.hear()
+    await eventually(lambda: station.lines("batch_2") == list(range(other.work.total)), 5)
+    assert station.lines("batch_1") == []
+    station.releaser.apply(SteerLines("batch_1", batch.terms, paused=False))
+    await eventually(lambda: station.lines("batch_1") == list(range(2, 10)), 5)
+    await station.releaser.stop()
+    await work
+
+
+async def test_lines_released_after_a_change_carry_the_new_deadline() -> None:
+    async with working() as station:
+        station.worker.credits["u"] = 8
+        batch = await station.batch("batch_1", 16)
+        station.releaser.apply(OpenLines(batch))
+        station.hear()
+        await eventually(lambda: len(station.lines("batch_1")) == 8, 5)
+        later = replace(batch.terms, expires_at_ms=batch.terms.expires_at_ms + 60_000)
+        station.releaser.apply(SteerLines("batch_1", later, paused=False))
+        station.read()
+        await eventually(lambda: len(station.lines("batch_1")) == 16, 5)
+        deadlines = [r.deadline_ms for r in station.sender.of(LINE_READY)]
+        assert set(deadlines) == {batch.terms.expires_at_ms, later.expires_at_ms}
+        assert deadlines == sorted(deadlines)
 
 
 async def test_a_closed_batch_is_not_sent_even_if_it_was_chosen() -> None:

@@ -211,10 +211,11 @@ def test_a_paused_batch_goes_on_where_it_was() -> None:
     w = worker(16)
     bench.hear(w)
     bench.release()
-    bench.dispatcher.pause("b")
+    bench.dispatcher.steer("b", 0, NOW + HOUR_MS, paused=True)
     bench.run(w)
     assert bench.release() == []
-    bench.dispatcher.resume("b")
+    assert bench.dispatcher.load(bench.now).pools == ()
+    bench.dispatcher.steer("b", 0, NOW + HOUR_MS, paused=False)
     assert numbers(bench.sent) + numbers(bench.run_to_the_end(w)) == list(range(100))
 
 

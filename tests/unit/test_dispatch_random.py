@@ -25,6 +25,7 @@ class World(Bench):
         self.random = random
         self.unsent: list[Slice] = []
         self.closed: set[str] = set()
+        self.paused: set[str] = set()
         self.totals: dict[str, int] = {}
         self.runs: Counter[tuple[str, int, int]] = Counter()
         self.accepted: set[tuple[str, int]] = set()
@@ -51,14 +52,30 @@ class World(Bench):
             self.closed.add(batch_id)
             self.dispatcher.close(batch_id)
 
+    def steer_one(self) -> None:
+        if self.totals:
+            batch_id = self.random.choice(sorted(self.totals))
+            self.steer(batch_id, paused=self.random.random() < 0.5)
+
+    def steer(self, batch_id: str, *, paused: bool) -> None:
+        if paused:
+            self.paused.add(batch_id)
+        else:
+            self.paused.discard(batch_id)
+        deadline_ms = NOW + self.random.randint(10**9, 10**10)
+        priority = self.random.randint(-2, 2)
+        self.dispatcher.steer(batch_id, priority, deadline_ms, paused=paused)
+
     def choose_some(self) -> None:
-        self.unsent += self.choose()
+        chosen = self.choose()
+        assert not {s.batch_id for s in chosen} & self.paused
+        self.unsent += chosen
 
     def send_some(self) -> None:
         self.random.shuffle(self.unsent)
         for _ in range(min(len(self.unsent), self.random.randint(0, 20))):
             slice_ = self.unsent.pop()
-            if self.random.random() < 0.1:
+            if self.random.random() < 0.1 or slice_.batch_id in self.paused:
                 self.dispatcher.returned(slice_, self.now)
                 continue
             for picked in slice_.lines:
@@ -138,7 +155,11 @@ STEPS = ("open_one", "choose_some", "send_some", "read_some", "finish_some", "he
 @settings(max_examples=25, deadline=None)
 @given(
     st.integers(0, 2**32),
-    st.lists(st.sampled_from(STEPS * 3 + ("close_one",)), min_size=10, max_size=80),
+    st.lists(
+        st.sampled_from(STEPS * 3 + ("close_one", "steer_one", "steer_one")),
+        min_size=10,
+        max_size=80,
+    ),
 )
 def test_credits_are_never_exceeded_and_every_line_is_released_once(
     seed: int, steps: list[str]
@@ -148,6 +169,8 @@ def test_credits_are_never_exceeded_and_every_line_is_released_once(
     for step in steps:
         getattr(world, step)()
         world.check()
+    for batch_id in sorted(world.paused):
+        world.steer(batch_id, paused=False)
     world.drain()
     world.hear_all()
     for batch_id in world.totals:
