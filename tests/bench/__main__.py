@@ -31,7 +31,7 @@ def main() -> int:
         print(json.dumps(figures.as_dict(), indent=2) if options.json else figures.table())
     if "prompts" in wanted:
         bench_prompts.main(options.lines)
-        prompts = measure_prompts(options.lines)
+        prompts = measure_prompts(options.lines // 4)
         print(json.dumps(prompts.as_dict(), indent=2) if options.json else prompts.table())
     return 0
 
