@@ -39,14 +39,14 @@ class EngineSpec:
     with three control tokens that are not streamed).
     """
 
-    step_s: float = 0.0089
-    per_decode_s: float = 0.00016
-    per_prefill_token_s: float = 0.000017
-    front_s: float = 0.0025
+    step_s: float = 0.0070
+    per_decode_s: float = 0.000122
+    per_prefill_token_s: float = 0.000016
+    front_s: float = 0.002
     hidden_tokens: int = 3
-    max_num_seqs: int = 256
+    max_num_seqs: int = 384
     max_num_batched_tokens: int = 2048
-    kv_cache_tokens: int = 200_000
+    kv_cache_tokens: int = 300_000
     priority: bool = False
 
 

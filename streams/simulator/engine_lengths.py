@@ -34,9 +34,9 @@ class Lengths:
         return self.prompt.draw(random_), self.output.draw(random_)
 
 
-#: Chat: a short question, a paragraph as the answer.
-REALTIME = Lengths(LogNormal(300, 0.6, 20, 2000), LogNormal(100, 0.6, 8, 1000))
-#: Batch lines: a little more of both.
-BATCH = Lengths(LogNormal(200, 0.6, 20, 4000), LogNormal(150, 0.6, 8, 1200))
+#: Chat: a question with some history, a few paragraphs as the answer.
+REALTIME = Lengths(LogNormal(300, 0.5, 20, 2000), LogNormal(200, 0.6, 8, 1000))
+#: Batch lines: shorter prompts, and answers as long.
+BATCH = Lengths(LogNormal(200, 0.6, 20, 4000), LogNormal(200, 0.6, 8, 1200))
 #: Batch calls in flight at which a run "without care" shows the naive figures.
-NAIVE_CALLS = 142
+NAIVE_CALLS = 148

@@ -1,0 +1,101 @@
+"""Backhaul's gate as a policy of the bench: it sees what it would see live, and as late.
+
+    engine ─► realtime-worker's record: on change, at most each 50 ms, and each second
+                 │ 5 to 30 ms on its way through Kafka
+                 ▼
+               Gate ─► Decision ─► batch-workers
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+
+from streams.domain.gate import Decision, Gate, GateSettings
+from streams.domain.gate_signals import FirstToken, RealtimeLoad
+from streams.simulator.engine import EngineRequest, Lane
+from tests.bench.yield_world import Order, World
+
+_PUBLISH_S = 0.05
+_HEARTBEAT_S = 1.0
+_TRANSPORT_S = (0.005, 0.03)
+#: The gate is asked this often, besides after each signal.
+_TICK_S = 0.1
+
+
+class Backhaul:
+    """The gate, its realtime-worker and the way between them."""
+
+    def __init__(self, settings: GateSettings, seed: int = 0) -> None:
+        self.gate = Gate(settings)
+        self.decisions: list[tuple[float, Decision]] = []
+        self._random = random.Random(f"transport {seed}")
+        self._on_way: list[tuple[float, int, RealtimeLoad]] = []
+        self._sent = 0
+        self._published_s = -math.inf
+        self._tick_s = 0.0
+        self._changed = False
+        self._tokens: list[FirstToken] = []
+        self._gaps = 0
+        self._gaps_s = 0.0
+        self._order = Order(settings.floor)
+        self._publish_at = 0.0
+        self._told = -1
+
+    def order(self, now_s: float, world: World) -> Order:
+        """See Policy."""
+        self._watch(world)
+        if now_s >= self._publish_at:
+            self._publish(now_s, world)
+        ask = now_s >= self._tick_s
+        while self._on_way and self._on_way[0][0] <= now_s:
+            self.gate.hear(heapq.heappop(self._on_way)[2], now_s)
+            ask = True
+        if world.in_flight != self._told:
+            self._told = world.in_flight
+            self.gate.batch_in_flight(world.in_flight, now_s)
+        if ask:
+            self._tick_s = now_s + _TICK_S
+            decision = self.gate.decide(now_s)
+            above = decision.abort_above
+            self._order = Order(decision.limit, 1_000_000 if above is None else above)
+        return self._order
+
+    def next_at_s(self) -> float:
+        """See Policy."""
+        arrives = self._on_way[0][0] if self._on_way else math.inf
+        return min(self._publish_at, self._tick_s, arrives)
+
+    def _watch(self, world: World) -> None:
+        """What the realtime-worker notices."""
+        step = world.last_step
+        if step is not None:
+            if step.gaps[Lane.REALTIME]:
+                self._gaps += step.gaps[Lane.REALTIME]
+                self._gaps_s += (step.end_s - step.start_s) * step.gaps[Lane.REALTIME]
+            for request in step.first:
+                self._first(request)
+        if self._tokens or any(request.lane is Lane.REALTIME for request in world.news):
+            self._publish_at = min(self._publish_at, self._published_s + _PUBLISH_S)
+
+    def _first(self, request: EngineRequest) -> None:
+        if request.lane is Lane.REALTIME and request.first_at_s is not None:
+            ttft_s = request.first_at_s - request.submitted_at_s
+            self._tokens.append(FirstToken(request.submitted_at_s, ttft_s))
+
+    def _publish(self, now_s: float, world: World) -> None:
+        load = RealtimeLoad(
+            worker="realtime-1",
+            at_s=now_s,
+            in_flight=world.realtime_in_flight,
+            first_tokens=tuple(self._tokens),
+            gaps=self._gaps,
+            gaps_s=self._gaps_s,
+        )
+        arrives = now_s + self._random.uniform(*_TRANSPORT_S)
+        self._sent += 1
+        heapq.heappush(self._on_way, (arrives, self._sent, load))
+        self._tokens, self._gaps, self._gaps_s = [], 0, 0.0
+        self._published_s = now_s
+        self._publish_at = now_s + _HEARTBEAT_S
