@@ -18,6 +18,7 @@ from streams.domain.clock import SystemClock
 from streams.domain.ids import new_process_id
 from streams.domain.upstreams import UpstreamTable, UpstreamTableError
 from streams.kafka.errors import KafkaBaseError
+from streams.kafka.producer import RecordProducer
 from streams.kafka.reader import TopicReader
 from streams.kafka.role import Consumed, Role
 from streams.ports.inference import InferenceClient
@@ -54,6 +55,8 @@ class RealtimeWorker(Service):
         self._changed = asyncio.Event()
         self._beside = Tasks(role.crash)
         self._clients: dict[str, InferenceClient] = {}
+        #: The parts of answers wait behind nothing else: a producer has one request on its way.
+        self._replier = RecordProducer(role.settings, metrics=role.metrics)
         self._cancels = TopicReader(role.settings, [REALTIME_CANCEL], metrics=role.metrics)
 
     async def on_start(self) -> None:
@@ -74,6 +77,7 @@ class RealtimeWorker(Service):
             self._role.crash,
         )
         self.load = LoadReporter(self.worker, self._send_load, self._changed)
+        await self._replier.start()
         await self._cancels.start("end")
         self._beside.start(self._follow_cancels())
         self._beside.start(self.load.run())
@@ -84,6 +88,7 @@ class RealtimeWorker(Service):
         for client in self._clients.values():
             await client.close()
         await self._cancels.stop()
+        await self._replier.stop()
 
     async def consume(self, records: AsyncIterator[Consumed]) -> None:
         """Acks each request, then takes it: whatever happens, it is not begun twice."""
@@ -100,7 +105,7 @@ class RealtimeWorker(Service):
         await self.worker.stop(self._role.stop_budget_s * _CALLS_SHARE)
 
     async def _send_replies(self, partition: int, record: RealtimeReplies) -> None:
-        await self._role.producer.send_to(REALTIME_REPLY, partition, record)
+        await self._replier.send_to(REALTIME_REPLY, partition, record)
 
     async def _send_load(self, load: RealtimeLoad) -> None:
         await self._role.producer.send(CAPACITY, load.worker, load)

@@ -16,14 +16,13 @@ class Call:
 
     def __init__(self, request: RealtimeRequest, replies: Replies) -> None:
         self.request = request
-        self.ended = False
         self._replies = replies
         self._to = Destination(request.gateway, request.reply_partition)
         self._sequence = 0
 
     def accept(self) -> None:
-        """Tells the gateway that this worker has it."""
-        self._add(ReplyKind.ACCEPTED, urgent=True)
+        """Tells the gateway that this worker has it; for that, 25 ms more are soon enough."""
+        self._add(ReplyKind.ACCEPTED, urgent=False)
 
     def head(self, status: int, content_type: str, retry_after_s: int) -> None:
         """Passes on how the answer begins; it travels with what follows."""
@@ -47,14 +46,12 @@ class Call:
             await self._replies.room(self._to)
             self._add(ReplyKind.DATA, urgent=urgent, data=data[at : at + MAX_PART_BYTES])
 
-    def end(self) -> None:
+    def end(self, *, urgent: bool) -> None:
         """The answer is whole."""
-        self.ended = True
-        self._add(ReplyKind.END, urgent=True)
+        self._add(ReplyKind.END, urgent=urgent)
 
     def fail(self, reason: FailureReason) -> None:
         """There will be no answer, or no more of it."""
-        self.ended = True
         self._add(ReplyKind.FAILED, urgent=True, reason=reason.value)
 
     def _add(self, kind: ReplyKind, *, urgent: bool, data: bytes = b"", reason: str = "") -> None:

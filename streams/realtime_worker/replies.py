@@ -2,8 +2,8 @@
 
     parts of many answers ─► one outbox per gateway ─► one record at a time ─► realtime.reply
 
-A part is urgent if somebody waits for it and nothing else follows soon: the acceptance, the first
-event, the end.
+A part is urgent if its client waits for nothing else: the first event of a stream, the end of an
+answer that comes whole, a failure. The acceptance is not, nor is the rest of a stream.
 """
 
 from __future__ import annotations

@@ -62,9 +62,7 @@ class Caller:
                 error=type(error).__name__,
             )
             reason = FailureReason.INVALID_RESPONSE
-        if reason is None:
-            call.end()
-        else:
+        if reason is not None:
             call.fail(reason)
         return reason, usage
 
@@ -95,6 +93,7 @@ class Caller:
                 raise BadAnswerError
             self._head(call, stream)
             await call.data(whole, urgent=False)
+            call.end(urgent=True)
             return Usage() if reading is None else reading.usage
 
     async def _events(self, call: Call, stream: Stream, pool: Pool, began_s: float) -> Usage:
@@ -112,6 +111,7 @@ class Caller:
             await call.data(whole, urgent=last_s is None)
             last_s = now_s
         await call.data(events.rest(), urgent=False)
+        call.end(urgent=False)
         return events.usage(call.request.endpoint)
 
     def _head(self, call: Call, stream: Stream) -> None:
