@@ -25,6 +25,7 @@ from api.read_model.schema import TOPICS
 from api.read_model.store import ReadModelStore
 from api.realtime.lane import Lane, LaneLog
 from api.routes import (
+    batch_control,
     batches,
     content,
     files,
@@ -67,7 +68,7 @@ def build_app(gateway: Gateway, metrics: Metrics) -> web.Application:
     app[middleware.METRICS] = metrics
     middleware.install(app)
     for module in (
-        *(files, content, batches, from_prompt, models),
+        *(files, content, batches, from_prompt, batch_control, models),
         *(prompts, prompt_versions, realtime),
     ):
         app.add_routes(module.routes)
@@ -111,7 +112,11 @@ async def assembled(
         # One process will do for previews; the first one starts it.
         renderer = Renderer(processes=1, metrics=metrics)
         stack.push_async_callback(renderer.stop)
-        lane = Lane(producer, lane_log, clock, settings, metrics or Metrics())
+        lane = Lane(
+            *(producer, lane_log, clock, settings, metrics or Metrics()),
+            accept_s=timeouts.accept_s,
+            silence_s=timeouts.silence_s,
+        )
         stack.push_async_callback(lane.stop)
         await lane.start()
         gateway = Gateway(

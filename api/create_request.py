@@ -12,6 +12,7 @@ import msgspec
 from api import checks
 from api.errors import InvalidRequest
 from api.upload import MAX_EXPIRY_S, MIN_EXPIRY_S
+from streams.domain.batch_control import MAX_PRIORITY, MIN_PRIORITY
 
 #: Endpoints whose requests a batch may hold.
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
@@ -30,6 +31,7 @@ _KNOWN = (
     "metadata",
     "output_expires_after",
     "idempotency_key",
+    "priority",
 )
 _MAX_METADATA = 16
 _MAX_METADATA_KEY = 64
@@ -49,6 +51,7 @@ class CreateRequest:
     metadata: dict[str, str]
     output_expires_after_s: int | None
     idempotency_key: str | None
+    priority: int = 0
 
     def hash(self) -> str:
         """Equal for requests that ask for the same, metadata in any order."""
@@ -59,6 +62,7 @@ class CreateRequest:
                 self.completion_window,
                 sorted(self.metadata.items()),
                 self.output_expires_after_s,
+                self.priority,
             ]
         )
         return hashlib.sha256(canonical).hexdigest()
@@ -87,6 +91,7 @@ def parse(
         metadata=_metadata(body.get("metadata")),
         output_expires_after_s=_expiry(body.get("output_expires_after")),
         idempotency_key=_idempotency_key(body, header_key),
+        priority=priority_in(body) or 0,
     )
 
 
@@ -146,6 +151,16 @@ def _expiry(value: object) -> int | None:
     if not isinstance(seconds, int) or isinstance(seconds, bool):
         raise checks.wrong_type("output_expires_after.seconds", int, seconds)
     return checks.within("output_expires_after.seconds", seconds, MIN_EXPIRY_S, MAX_EXPIRY_S)
+
+
+def priority_in(body: Mapping[str, Any]) -> int | None:
+    """The priority that a body asks for, if it does. Raises InvalidRequest."""
+    value = body.get("priority")
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise checks.wrong_type("priority", int, value)
+    return checks.within("priority", value, MIN_PRIORITY, MAX_PRIORITY)
 
 
 def _idempotency_key(body: Mapping[str, Any], header: str | None) -> str | None:

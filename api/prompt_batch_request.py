@@ -34,7 +34,7 @@ _NULL = Raw(b"null")
 _NOT_JSON = (msgspec.DecodeError, RecursionError, ValueError)
 _UNKNOWN = re.compile(r"unknown field `(.*)`", re.DOTALL)
 #: What POST /v1/batches has, too.
-_OF_BATCH = ("metadata", "output_expires_after", "idempotency_key")
+_OF_BATCH = ("metadata", "output_expires_after", "idempotency_key", "priority")
 #: In place of an item that isn't there.
 _ABSENT = Raw(b"")
 
@@ -53,6 +53,7 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True):
     metadata: Raw = _NULL
     output_expires_after: Raw = _NULL
     idempotency_key: Raw = _NULL
+    priority: Raw = _NULL
 
 
 _body = msgspec.json.Decoder(_Body)

@@ -56,7 +56,10 @@ def batch(snapshot: BatchSnapshot) -> JSON:
             "total_tokens": usage.input_tokens + usage.output_tokens,
         },
         "metadata": snapshot.metadata or None,
-        # These two are ours: the versions of stored prompts that its lines use, for ever.
+        # These are ours: what live control shows, and the versions of stored prompts that its
+        # lines use, for ever.
+        "priority": snapshot.priority,
+        "paused_at": _seconds(snapshot.paused_at_ms),
         "prompts": [
             {"slug": p.slug, "version": p.version, "lines": p.lines} for p in snapshot.prompts
         ],

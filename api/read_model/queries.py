@@ -8,6 +8,7 @@ from typing import Any, Literal
 import aiosqlite
 import msgspec
 
+from api.read_model.control_rows import CONTROLS_OF_B, with_rows
 from api.read_model.schema import with_cancel
 from schemas.records import BatchSnapshot, FileRecord, ObjectRef
 
@@ -15,10 +16,10 @@ Order = Literal["asc", "desc"]
 
 _snapshots = msgspec.msgpack.Decoder(BatchSnapshot)
 
-_BATCH = """
-SELECT b.snapshot, c.at_ms FROM batches b
+_BATCH = f"""
+SELECT b.snapshot, c.at_ms, {CONTROLS_OF_B} FROM batches b
 LEFT JOIN cancels c ON c.batch_id = b.batch_id AND c.tenant = b.tenant
-"""
+"""  # noqa: S608 - constants only
 _FILE = """
 SELECT file_id, tenant, object_key, size_bytes, sha256, filename, purpose, created_ms,
     expires_ms, batch_id, deleted_ms FROM files
@@ -145,7 +146,8 @@ class Queries:
 
 
 def _batch(row: Any) -> BatchSnapshot:
-    return with_cancel(_snapshots.decode(row[0]), row[1])
+    # A cancel is the last word, whatever other commands are still to come.
+    return with_cancel(with_rows(_snapshots.decode(row[0]), row[2]), row[1])
 
 
 def _file(row: Any) -> FileRecord:

@@ -3,7 +3,7 @@
 Rows and the topic offsets they come from are written in one transaction, so a restart goes on
 where the last transaction ended. Every statement may be repeated: a batch row is replaced only
 by a snapshot of no lower revision, a deleted file and a revoked key stay so whatever comes later.
-Stored prompts are in `prompt_rows`.
+Stored prompts are in `prompt_rows`, commands to running batches in `control_rows`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ from typing import Any
 
 import msgspec
 
+from api.read_model.control_rows import CONTROL_TABLES, control_statements, folded_statements
 from api.read_model.prompt_rows import PROMPT_TABLES, Statement, prompt_statements
 from schemas.records import (
     ApiKeyRecord,
     BatchCancel,
+    BatchChange,
     BatchCreate,
+    BatchPause,
+    BatchResume,
     BatchSnapshot,
     BatchStatus,
     FileRecord,
@@ -31,7 +35,7 @@ from streams.kafka.reader import ReadRecord
 #: What the read model is made of.
 TOPICS: tuple[Topic, ...] = (BATCH_COMMAND, BATCH_STATUS, FILE, ACCOUNT, PROMPT)
 
-TABLES = f"""{PROMPT_TABLES}
+TABLES = f"""{PROMPT_TABLES}{CONTROL_TABLES}
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE positions (
     topic TEXT NOT NULL, partition INTEGER NOT NULL, next_offset INTEGER NOT NULL,
@@ -120,8 +124,11 @@ def statements(records: list[ReadRecord]) -> Iterator[Statement]:
                 yield _CREATED, _batch_row(from_create(create))
             case BatchSnapshot() as snapshot:
                 yield _SNAPSHOT, _batch_row(snapshot)
+                yield from folded_statements(snapshot)
             case BatchCancel() as cancel:
                 yield _CANCELLED, (cancel.batch_id, cancel.tenant, cancel.at_ms)
+            case BatchPause() | BatchResume() | BatchChange() as command:
+                yield from control_statements(read, command)
             case FileRecord() as file:
                 yield _FILE, _file_row(file)
             case ApiKeyRecord() as key:
@@ -152,6 +159,8 @@ def from_create(create: BatchCreate) -> BatchSnapshot:
         total=0,
         completed=0,
         failed=0,
+        priority=create.priority,
+        commands=(create.command_id,),
     )
 
 
@@ -183,7 +192,10 @@ def with_cancel(snapshot: BatchSnapshot, cancel_ms: int | None) -> BatchSnapshot
     ended_ms = ended_at_ms(snapshot)
     if ended_ms is None:
         return msgspec.structs.replace(
-            snapshot, status=BatchStatus.CANCELLING, cancelling_at_ms=cancel_ms
+            snapshot,
+            status=BatchStatus.CANCELLING,
+            cancelling_at_ms=cancel_ms,
+            paused_at_ms=None,
         )
     if cancel_ms < ended_ms:
         return msgspec.structs.replace(snapshot, cancelling_at_ms=cancel_ms)

@@ -57,7 +57,7 @@ async def list_batches(request: web.Request) -> web.Response:
 @routes.get("/v1/batches/{batch_id}")
 async def get(request: web.Request) -> web.Response:
     """One batch."""
-    return views.answer(views.batch(await _found(request)))
+    return views.answer(views.batch(await found_batch(request)))
 
 
 @routes.post("/v1/batches/{batch_id}/cancel")
@@ -66,7 +66,7 @@ async def cancel(request: web.Request) -> web.Response:
     gateway, tenant = request.app[GATEWAY], request[TENANT]
     # Whether it has ended is judged by the newest snapshot there is.
     await gateway.sync()
-    batch = await _found(request)
+    batch = await found_batch(request)
     if batch.status in _ENDED:
         raise Conflict(f"Cannot cancel a batch with status '{batch.status.value}'.")
     if batch.status not in _CANCELLED:
@@ -74,7 +74,8 @@ async def cancel(request: web.Request) -> web.Response:
     return views.answer(views.batch(batch))
 
 
-async def _found(request: web.Request) -> BatchSnapshot:
+async def found_batch(request: web.Request) -> BatchSnapshot:
+    """The tenant's batch that the path names. Raises NotFound."""
     batch_id = request.match_info["batch_id"]
     batch = await request.app[GATEWAY].batch(request[TENANT], batch_id)
     if batch is None:

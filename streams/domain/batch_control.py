@@ -24,7 +24,7 @@ from streams.domain.batch_row import paused_at, snapshot_of
 from streams.domain.batch_state import Finalizing, InProgress, Terms, Validating, event_time
 
 MIN_PRIORITY, MAX_PRIORITY = -100, 100
-#: Longest time from a batch's creation to a changed end of its window: line.ready keeps 8 days.
+#: Longest time from a batch's creation to a later end of its window: line.ready keeps 8 days.
 MAX_LIFE_MS = 7 * 86_400_000
 #: Most command ids a batch remembers: far more than the repeats that a producer's retries make.
 MAX_COMMANDS = 64
@@ -58,7 +58,8 @@ def changed(terms: Terms, change: BatchChange, created_at_ms: int) -> Terms:
         # The API shows whole seconds, so the window ends on one.
         expires_at_ms = change.expires_at_ms // 1000 * 1000
         over = change.at_ms >= terms.expires_at_ms
-        if over or not change.at_ms < expires_at_ms <= created_at_ms + MAX_LIFE_MS:
+        latest_ms = max(created_at_ms + MAX_LIFE_MS, terms.expires_at_ms)
+        if over or not change.at_ms < expires_at_ms <= latest_ms:
             return terms
     return Terms(priority=priority, expires_at_ms=expires_at_ms) if allowed(priority) else terms
 

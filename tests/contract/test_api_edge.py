@@ -114,7 +114,7 @@ async def test_an_unknown_path_is_not_found_in_the_envelope(
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("DELETE", "/v1/batches/batch_1", "GET, HEAD"),
+        ("DELETE", "/v1/batches/batch_1", "GET, HEAD, POST"),
         ("GET", "/v1/batches/batch_1/cancel", "POST"),
         ("PUT", "/v1/files", "GET, HEAD, POST"),
         ("POST", "/v1/models", "GET, HEAD"),

@@ -17,7 +17,10 @@ from api.read_model.store import AWAY_LIMIT_MS, ReadModelError, ReadModelStore
 from schemas.records import (
     ApiKeyRecord,
     BatchCancel,
+    BatchChange,
     BatchCreate,
+    BatchPause,
+    BatchResume,
     BatchSnapshot,
     BatchStatus,
     FileRecord,
@@ -25,6 +28,7 @@ from schemas.records import (
     Record,
 )
 from schemas.topics import ACCOUNT, BATCH_COMMAND, BATCH_STATUS, FILE, Topic
+from streams.domain.batch_control import MAX_COMMANDS
 from streams.domain.clock import ManualClock
 from streams.kafka.reader import ReadRecord
 
@@ -173,6 +177,116 @@ async def test_a_cancel_by_another_tenant_is_not_shown(model: Model) -> None:
     assert (await model.batch()).status is BatchStatus.IN_PROGRESS
 
 
+PAUSE = BatchPause(command_id="p1", batch_id="batch_1", tenant="acme", at_ms=NOW + 1000)
+RESUME = BatchResume(command_id="r1", batch_id="batch_1", tenant="acme", at_ms=NOW + 2000)
+CHANGE = BatchChange(
+    command_id="h1",
+    batch_id="batch_1",
+    tenant="acme",
+    at_ms=NOW + 3000,
+    priority=7,
+    expires_at_ms=SNAPSHOT.expires_at_ms + 60_000,
+)
+
+
+def command(record: Any, **changes: object) -> tuple[Topic, str, Record | None]:
+    return BATCH_COMMAND, "batch_1", changed(record, **changes)
+
+
+async def test_pause_and_change_show_at_once_and_do_not_flicker(model: Model) -> None:
+    await model.feed((BATCH_COMMAND, "batch_1", CREATE), command(PAUSE), command(CHANGE))
+    shown = await model.batch()
+    assert (shown.status, shown.paused_at_ms) == (BatchStatus.VALIDATING, PAUSE.at_ms)
+    assert (shown.priority, shown.expires_at_ms) == (7, CHANGE.expires_at_ms)
+    await model.feed(status(commands=("c1",)))
+    shown = await model.batch()
+    assert (shown.paused_at_ms, shown.priority) == (PAUSE.at_ms, 7)
+    folded = {"paused_at_ms": PAUSE.at_ms, "priority": 7, "commands": ("c1", "p1", "h1")}
+    await model.feed(status(revision=6, expires_at_ms=CHANGE.expires_at_ms, **folded))
+    assert (await model.batch()).priority == 7
+
+
+async def test_commands_count_in_the_order_of_the_log_and_once(model: Model) -> None:
+    await model.feed(status(), command(PAUSE), command(RESUME), command(PAUSE))
+    assert (await model.batch()).paused_at_ms is None
+    await model.feed(command(PAUSE, command_id="p2"))
+    assert (await model.batch()).paused_at_ms == PAUSE.at_ms
+
+
+async def test_a_command_read_after_the_snapshot_that_has_it_changes_nothing(model: Model) -> None:
+    resumed = status(commands=("c1", "p1", "r1"))
+    await model.feed(resumed, command(PAUSE))
+    assert (await model.batch()).paused_at_ms is None
+    await model.feed(command(RESUME))
+    assert (await model.batch()).paused_at_ms is None
+
+
+async def test_a_command_that_the_snapshot_forgot_is_not_taken_for_a_new_one(model: Model) -> None:
+    # A snapshot names the latest commands only; the pause came before one of them.
+    await model.feed(command(PAUSE), command(RESUME), status(commands=("r1",)))
+    assert (await model.batch()).paused_at_ms is None
+    await model.feed(command(CHANGE))
+    assert ((await model.batch()).paused_at_ms, (await model.batch()).priority) == (None, 7)
+
+
+async def test_rows_of_commands_go_when_the_batch_forgets_them_and_when_it_ends(
+    model: Model,
+) -> None:
+    async def rows() -> int:
+        (row,) = await model.store.reader.execute_fetchall("SELECT count(*) FROM controls")
+        return int(row[0])
+
+    many = [command(PAUSE, command_id=f"p{n}") for n in range(MAX_COMMANDS + 5)]
+    latest = tuple(f"p{n}" for n in range(3, MAX_COMMANDS + 3))
+    await model.feed(*many, status(commands=latest))
+    assert await rows() == MAX_COMMANDS + 2, "three forgotten, two still to come"
+    await model.feed(status(revision=9, status=BatchStatus.COMPLETED, completed_at_ms=NOW + 9))
+    assert await rows() == 0
+
+
+async def test_a_repeat_of_a_known_command_hides_nothing_that_is_still_to_come(
+    model: Model,
+) -> None:
+    await model.feed(command(PAUSE), status(paused_at_ms=PAUSE.at_ms, commands=("c1", "p1")))
+    await model.feed(command(RESUME), command(PAUSE))
+    assert (await model.batch()).paused_at_ms is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"priority": 101},
+        {"expires_at_ms": CHANGE.at_ms},
+        {"expires_at_ms": SNAPSHOT.created_at_ms + 8 * 86_400_000},
+        {"tenant": "rival"},
+    ],
+)
+async def test_a_change_that_the_controller_will_refuse_is_not_shown(
+    model: Model, change: dict[str, object]
+) -> None:
+    await model.feed(status(), command(CHANGE, **change))
+    assert await model.batch() == SNAPSHOT
+
+
+async def test_a_command_that_comes_too_late_is_not_shown(model: Model) -> None:
+    ended = status(revision=9, status=BatchStatus.COMPLETED, completed_at_ms=NOW + 9)
+    await model.feed(command(PAUSE), ended, command(CHANGE))
+    shown = await model.batch()
+    assert (shown.paused_at_ms, shown.priority) == (None, 0)
+
+
+async def test_a_cancel_is_the_last_word_over_a_pause(model: Model) -> None:
+    await model.feed(status(), command(PAUSE), command(CANCEL))
+    shown = await model.batch()
+    assert (shown.status, shown.paused_at_ms) == (BatchStatus.CANCELLING, None)
+
+
+async def test_a_pause_while_finalizing_is_not_shown_but_a_change_is(model: Model) -> None:
+    await model.feed(status(status=BatchStatus.FINALIZING), command(PAUSE), command(CHANGE))
+    shown = await model.batch()
+    assert (shown.paused_at_ms, shown.priority) == (None, 7)
+
+
 async def test_another_tenants_objects_do_not_exist(model: Model) -> None:
     await model.feed(status(), file())
     assert await model.queries.batch("rival", "batch_1") is None
@@ -279,6 +393,37 @@ async def test_records_repeated_shuffled_and_cut_into_any_polls_end_in_the_same_
     repeated = [*fed, *fed]
     rng.shuffle(repeated)
     assert await ends_as(fed) == await ends_as(repeated)
+
+
+_CONTROLS = [PAUSE, RESUME, CHANGE, changed(PAUSE, command_id="p2", at_ms=NOW + 4000)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.permutations(_CONTROLS), st.integers(0, 4), st.integers(1, 3))
+async def test_however_commands_and_snapshots_interleave_the_same_is_shown(
+    data: st.DataObject, commands: list[Any], folded: int, poll: int
+) -> None:
+    """The controller has folded some of the commands; the rest are laid over what it said."""
+
+    async def shown_after(records: list[tuple[Topic, str, Record | None]]) -> BatchSnapshot:
+        store = await ReadModelStore.open(None, identity="log", clock=ManualClock(NOW))
+        model = Model(store)
+        for start in range(0, len(records), poll):
+            await model.feed(*records[start : start + poll])
+        shown = await model.batch()
+        await store.close()
+        bare: BatchSnapshot = changed(shown, revision=0, commands=())
+        return bare
+
+    in_log = [(BATCH_COMMAND, "batch_1", record) for record in commands]
+    none_folded = await shown_after([status(), *in_log])
+    before = await shown_after([status(), *in_log[:folded]])
+    said = changed(before, revision=9, commands=("c1", *(c.command_id for c in commands[:folded])))
+    # The snapshot may be read before, after or between the commands, some of them twice.
+    at = data.draw(st.integers(0, 4))
+    again = in_log[: data.draw(st.integers(0, 4))]
+    mixed = [*in_log[:at], (BATCH_STATUS, "batch_1", said), *in_log[at:], *again]
+    assert await shown_after(mixed) == none_folded
 
 
 Reopen = Callable[..., Any]
