@@ -62,6 +62,11 @@ _TRUST_CALLS = 10
 #: Batch is aborted when it is above the limit by this part and at least that many.
 _ABORT_PART = 0.5
 _ABORT_LEAST = 8
+#: After a silence of at least so long, the first call means that more come: for a moment batch is
+#: aborted when it is above the limit by more than this.
+_SILENCE_S = 2.0
+_WAKE_S = 1.0
+_ABORT_WOKEN = 2
 #: Above this much of the KV cache nothing is added; preemption is near.
 _KV_FULL = 0.92
 
@@ -135,6 +140,7 @@ class Gate:
         #: Batch in flight on the average of a real-time call's life: what made the calls that are
         #: in flight last longer.
         self._batch_lately = History()
+        self._woken_at_s = float("-inf")
         self._call_s = _CALL_AT_FIRST_S
         self._aborted_at_s = float("-inf")
         self._booked_at_s = float("-inf")
@@ -245,7 +251,10 @@ class Gate:
     def _abort_above(self, limit: int, reason: Reason, now_s: float) -> int | None:
         if not self._settings.can_abort or reason not in _ABORTING or self._realtime.last == 0:
             return None
-        if self._batch.last > limit + max(_ABORT_LEAST, _ABORT_PART * limit):
+        woken = now_s - self._woken_at_s < _WAKE_S
+        if self._batch.last > limit + (
+            _ABORT_WOKEN if woken else max(_ABORT_LEAST, _ABORT_PART * limit)
+        ):
             self._aborted_at_s = now_s
             return limit
         return None
@@ -266,7 +275,6 @@ class Gate:
 
     def _learn_call(self, sent_at_s: float, ttft_s: float, now_s: float) -> None:
         realtime, batch = self._realtime.at(sent_at_s), self._batch.at(sent_at_s)
-        self._curve.first(realtime + batch, ttft_s)
         # Where batch may not be aborted, its calls of a while ago are what this one met.
         aborted = self._aborted_at_s > sent_at_s - self._call_s
         then_s = sent_at_s - (_REACTION_S if aborted else self._call_s)
@@ -275,6 +283,8 @@ class Gate:
         where = situation(round(known), max(0.0, then_s - self._silent_since.at(then_s)))
         lately = self._batch_lately.at(sent_at_s)
         fresh = aborted and sent_at_s - self._aborted_at_s < _REACTION_S
+        if not fresh:
+            self._curve.first(realtime + batch, ttft_s)
         met = Met(
             where, realtime, batch, lately, max(0.0, grown) if aborted else grown, ttft_s, fresh
         )
@@ -282,6 +292,8 @@ class Gate:
 
     def _set_realtime(self, calls: float, at_s: float, now_s: float) -> None:
         if calls > 0:
+            if self._silent_s(now_s) >= _SILENCE_S:
+                self._woken_at_s = now_s
             self._silent_since.set(at_s, _NEVER)
         elif self._silent_since.last == _NEVER:
             self._silent_since.set(at_s, at_s)
@@ -318,7 +330,7 @@ class Gate:
             self._call_s = self._window.call_s()
             free = max(1e-3, 1 - aim.quantile - plan.alone_too_slow)
             used = (plan.too_slow - plan.alone_too_slow) / free
-            self._spend = min(1.2, max(0.35, 1 + 1.5 * (0.8 - used)))
+            self._spend = min(1.2, max(0.35, 1 + 1.5 * (0.9 - used)))
 
     def _forget_gone(self, now_s: float) -> None:
         newest = max((load.at_s for load in self._workers.values()), default=now_s)
