@@ -48,6 +48,10 @@ chaos: install ## The long form of fault injection: kill -9 and SIGSTOP under lo
 bench: install ## Measure CPU per line, lines/s, validation MB/s, latency and memory
 	$(BIN)/python -m tests.bench
 
+.PHONY: bench-yield
+bench-yield: install ## What batch takes beside real-time calls, and what they feel of it (virtual time)
+	$(BIN)/python -m tests.bench.yield_bench $(ARGS)
+
 .PHONY: format
 format: install ## Format and fix what can be fixed
 	$(BIN)/ruff format .
