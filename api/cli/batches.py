@@ -26,6 +26,7 @@ from api.cli.view import (
     counts_text,
     duration,
     error_lines,
+    priority_text,
     prompt_lines,
     view_of,
     warning_lines,
@@ -76,7 +77,8 @@ def _show_list(batches: Iterable[Json], *, as_json: bool) -> None:
 def _row(view: BatchView) -> str:
     done = f"{view.done}/{view.total}" if view.total else "-"
     created = ago(time.time() - view.created_at)
-    return f"{view.id:<38} {view.status:<11} {done:>11} {view.failed or '-':>6} {created:>10}"
+    row = f"{view.id:<38} {view.state:<11} {done:>11} {view.failed or '-':>6} {created:>10}"
+    return f"{row}  {priority_text(view)}".rstrip()
 
 
 def get(
@@ -101,10 +103,12 @@ def _fields(view: BatchView, batch: Json) -> list[tuple[str, str]]:
     fields = [
         ("batch", view.id),
         ("status", view.status),
+        ("paused", _since(view.paused_at, now) if view.state == "paused" else ""),
         ("lines", counts_text(view)),
+        ("priority", str(view.priority or "")),
         ("endpoint", printable(view.endpoint)),
         ("model", printable(str(batch.get("model") or ""))),
-        ("created", f"{_at(view.created_at)} ({ago(now - view.created_at)})"),
+        ("created", _since(view.created_at, now)),
     ]
     if view.ended_at:
         took = duration(view.ended_at - view.created_at)
@@ -123,6 +127,10 @@ def _fields(view: BatchView, batch: Json) -> list[tuple[str, str]]:
     fields += [("warning", text) for text in warning_lines(view)]
     fields += [("error", text) for text in error_lines(view.errors)]
     return [(name, value) for name, value in fields if value]
+
+
+def _since(unix_s: int | None, now: float) -> str:
+    return f"{_at(unix_s)} ({ago(now - unix_s)})" if unix_s else ""
 
 
 def _at(unix_s: int) -> str:

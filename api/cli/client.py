@@ -89,6 +89,7 @@ class Client:
         window: str = "24h",
         metadata: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
+        priority: int | None = None,
     ) -> Json:
         """The new Batch object. Without a key of the caller's it gets one, so a retry is safe."""
         body: Json = {
@@ -98,6 +99,8 @@ class Client:
         }
         if metadata:
             body["metadata"] = dict(metadata)
+        if priority is not None:
+            body["priority"] = priority
         key = idempotency_key or f"cli-{secrets.token_hex(16)}"
         return self.http.json("POST", "/batches", body, {"Idempotency-Key": key})
 
@@ -119,6 +122,18 @@ class Client:
     def cancel_batch(self, batch_id: str) -> Json:
         """The Batch object, now cancelling."""
         return self.http.json("POST", f"/batches/{_segment(batch_id)}/cancel")
+
+    def pause_batch(self, batch_id: str) -> Json:
+        """The Batch object, now paused."""
+        return self.http.json("POST", f"/batches/{_segment(batch_id)}/pause")
+
+    def resume_batch(self, batch_id: str) -> Json:
+        """The Batch object, no longer paused."""
+        return self.http.json("POST", f"/batches/{_segment(batch_id)}/resume")
+
+    def change_batch(self, batch_id: str, changes: Mapping[str, int]) -> Json:
+        """The Batch object with this priority, this expires_at (Unix seconds), or both."""
+        return self.http.json("POST", f"/batches/{_segment(batch_id)}", dict(changes))
 
     def get_file(self, file_id: str) -> Json:
         """The File object."""

@@ -29,6 +29,7 @@ def submit(
     wait: opt.Wait = False,
     endpoint: opt.BatchEndpoint = None,
     window: opt.Window = "24h",
+    priority: opt.Priority = None,
     metadata: opt.Metadata = None,
     idempotency_key: opt.IdempotencyKey = None,
     input_file_id: opt.InputFileID = None,
@@ -75,7 +76,7 @@ def submit(
                 file_id = _upload(client, path)
         else:
             file_id = input_file_id or (_upload(client, file) if file else "")
-        batch = _create(client, file_id, endpoint, window, notes, idempotency_key)
+        batch = _create(client, file_id, endpoint, window, notes, idempotency_key, priority)
         batch_id = str(batch.get("id"))
         if not wait:
             _say(batch, batch_id, as_json=as_json)
@@ -151,6 +152,7 @@ def _create(
     window: str,
     metadata: dict[str, str],
     idempotency_key: str | None,
+    priority: int | None,
 ) -> Json:
     try:
         return client.create_batch(
@@ -159,6 +161,7 @@ def _create(
             window=window,
             metadata=metadata,
             idempotency_key=idempotency_key,
+            priority=priority,
         )
     except ServerRefused as error:
         remedy = f"The file stays on the server as {file_id} (--input-file-id)."

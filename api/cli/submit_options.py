@@ -21,6 +21,16 @@ BatchEndpoint = Annotated[
 Window = Annotated[
     str, typer.Option("--window", help="Time that the batch may take, as the server allows.")
 ]
+Priority = Annotated[
+    int | None,
+    typer.Option(
+        "--priority",
+        metavar="N",
+        help="-100 to 100, 0 by default: of your batches, higher ones go first.",
+        min=-100,
+        max=100,
+    ),
+]
 Metadata = Annotated[
     list[str] | None,
     typer.Option("--metadata", metavar="KEY=VALUE", help="A note on the batch; repeatable."),

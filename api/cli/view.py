@@ -10,6 +10,8 @@ from api.cli.terminal import printable
 
 #: The batch will not change any more.
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
+#: The statuses in which a batch may be paused.
+PAUSABLE = frozenset({"validating", "in_progress"})
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "min"))
 _MAX_ERRORS_SHOWN = 10
 
@@ -36,6 +38,13 @@ class BatchView:
     metadata: Mapping[str, str]
     prompts: tuple[Mapping[str, Any], ...]
     unused_variables: int
+    priority: int
+    paused_at: int | None
+
+    @property
+    def state(self) -> str:
+        """The status in one word; `paused` where no new line is released."""
+        return "paused" if self.paused_at and self.status in PAUSABLE else self.status
 
     @property
     def done(self) -> int:
@@ -77,6 +86,8 @@ def view_of(batch: Mapping[str, Any]) -> BatchView:
         metadata=batch.get("metadata") or {},
         prompts=tuple(batch.get("prompts") or ()),
         unused_variables=int((batch.get("warnings") or {}).get("unused_variables") or 0),
+        priority=int(batch.get("priority") or 0),
+        paused_at=batch.get("paused_at"),
     )
 
 
@@ -113,6 +124,11 @@ def counts_text(view: BatchView) -> str:
         return "no lines counted yet" if not view.ended else "no lines"
     failed = f", {view.failed:,} failed" if view.failed else ""
     return f"{view.done:,} of {view.total:,} lines{failed}"
+
+
+def priority_text(view: BatchView) -> str:
+    """`priority 5`; empty for the ordinary one."""
+    return f"priority {view.priority}" if view.priority else ""
 
 
 def error_lines(errors: Sequence[Mapping[str, Any]]) -> list[str]:

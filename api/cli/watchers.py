@@ -10,7 +10,7 @@ from api.cli.follow import Watcher
 from api.cli.http import Json
 from api.cli.pace import Pace
 from api.cli.terminal import console, is_live, note, out_json
-from api.cli.view import BatchView, duration
+from api.cli.view import BatchView, duration, priority_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -29,7 +29,7 @@ def watcher_for(*, as_json: bool) -> Watcher:
 def pace_text(view: BatchView, pace: Pace) -> str:
     """`512 lines/s, 0:07 left`; empty while the lines don't run."""
     rate = pace.lines_per_s()
-    if rate is None or view.status != "in_progress":
+    if rate is None or view.state != "in_progress":
         return ""
     rate_text = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
     left = pace.seconds_left(view.total - view.done)
@@ -57,11 +57,11 @@ class JSONWatcher:
 
 
 class LineWatcher:
-    """Plain lines on stderr, for logs and pipes: at a change of status, and now and then."""
+    """Plain lines on stderr, for logs and pipes: at a change of state, and now and then."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._status = ""
+        self._state: tuple[str, int, int | None] = ("", 0, None)
         self._done = -1
         self._said_at = 0.0
         self._trouble = False
@@ -70,14 +70,17 @@ class LineWatcher:
         """Prints a line if there is something new to say."""
         now = self._clock()
         counted = view.done != self._done and now - self._said_at >= _LINE_EVERY_S
-        if view.status == self._status and not counted and not self._trouble:
+        state = (view.state, view.priority, view.expires_at)
+        if state == self._state and not counted and not self._trouble:
             return
-        self._status, self._done, self._said_at, self._trouble = view.status, view.done, now, False
-        words = [time.strftime("%H:%M:%S"), f"{view.status:<11}"]
+        self._state, self._done, self._said_at, self._trouble = state, view.done, now, False
+        words = [time.strftime("%H:%M:%S"), f"{view.state:<11}"]
         if view.total:
             words.append(f"{view.done:,}/{view.total:,} {100 * view.done // view.total}%")
         if view.failed:
             words.append(f"{view.failed:,} failed")
+        if view.priority:
+            words.append(priority_text(view))
         words.append(pace_text(view, pace))
         note("  ".join(words).rstrip())
 
@@ -103,7 +106,7 @@ class LiveWatcher:
             self._progress = _bar()
             self._progress.add_task("batch", total=None, failed="", pace="")
             self._progress.start()
-        self._update(view.status, view, pace_text(view, pace))
+        self._update(view.state, view, pace_text(view, pace) or priority_text(view))
         if view.ended:
             self.close()
 

@@ -57,6 +57,7 @@ class FakeGateway:
     batches: dict[str, list[Json]] = field(default_factory=dict)
     created: list[tuple[Json, str | None]] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
+    changes: list[Json] = field(default_factory=list)
     failures: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     cut_content_after: list[int] = field(default_factory=list)
     ignore_range: bool = False
@@ -79,6 +80,8 @@ class FakeGateway:
                 web.get("/v1/batches", self._list_batches),
                 web.get("/v1/batches/{id}", self._get_batch),
                 web.post("/v1/batches/{id}/cancel", self._cancel_batch),
+                web.post("/v1/batches/{id}", self._change_batch),
+                web.post("/v1/batches/{id}/{verb:pause|resume}", self._pause_batch),
             ]
         )
         return app
@@ -177,6 +180,21 @@ class FakeGateway:
             a_batch(batch_id, "cancelling", counts=counts),
             a_batch(batch_id, "cancelled", counts=counts),
         ]
+        return web.json_response(self.batches[batch_id][0])
+
+    async def _pause_batch(self, request: web.Request) -> web.Response:
+        batch_id, verb = request.match_info["id"], request.match_info["verb"]
+        batch = self.batches[batch_id][0]
+        if batch["status"] == "completed":
+            return _error(409, f"Cannot {verb} a batch with status 'completed'.")
+        paused_at = int(time.time()) if verb == "pause" else None
+        self.batches[batch_id] = [{**batch, "paused_at": paused_at}]
+        return web.json_response(self.batches[batch_id][0])
+
+    async def _change_batch(self, request: web.Request) -> web.Response:
+        batch_id, changes = request.match_info["id"], await request.json()
+        self.changes.append(changes)
+        self.batches[batch_id] = [{**self.batches[batch_id][0], **changes}]
         return web.json_response(self.batches[batch_id][0])
 
 
