@@ -51,6 +51,7 @@ class Timeouts:
     sync_s: for the read model to reach the topics' ends. body_idle_s: for the next bytes of a
     request's body. body_s: for all of a JSON body. upload_s: for all of a file. stalled_s: for a
     client to take the next bytes of a download. preview_s: for a prompt's preview to get its turn.
+    accept_s: for a worker to take a real-time request. silence_s: for it to say that it lives.
     """
 
     send_s: float = 30.0
@@ -61,6 +62,8 @@ class Timeouts:
     upload_s: float = 3600.0
     stalled_s: float = 120.0
     preview_s: float = 30.0
+    accept_s: float = 5.0
+    silence_s: float = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 which workers are alive.
 
     begin ─► realtime.request          realtime.reply ─► the waiting request
-                                       capacity       ─► who lives: 3 s of silence are an end
+                                       capacity       ─► who lives: silence is the end
     finish ─► realtime.cancel, if nobody wants the answer any more
 
 Nothing of it is kept: a gateway that is started again says so, and workers drop what the one
@@ -31,10 +31,6 @@ from streams.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-#: A request that no worker has taken by then gets an error: none is alive.
-ACCEPT_S = 5.0
-#: A worker says each second that it lives; after so long a silence it doesn't.
-SILENCE_S = 3.0
 _WATCH_S = 0.25
 #: A gateway that did nothing itself for so long can't tell who was silent.
 _OWN_PAUSE_S = 1.0
@@ -74,9 +70,11 @@ class Lane:
         settings: Settings,
         metrics: Metrics,
         *,
-        accept_s: float = ACCEPT_S,
-        silence_s: float = SILENCE_S,
+        accept_s: float,
+        silence_s: float,
     ) -> None:
+        """accept_s: without a worker's word until then a request gets an error. silence_s: a
+        worker that is silent for so long is dead; it says something each second."""
         self._producer = producer
         self._log = lane_log
         self._clock = clock
