@@ -39,4 +39,4 @@ REALTIME = Lengths(LogNormal(300, 0.5, 20, 2000), LogNormal(200, 0.6, 8, 1000))
 #: Batch lines: shorter prompts, and answers as long.
 BATCH = Lengths(LogNormal(200, 0.6, 20, 4000), LogNormal(200, 0.6, 8, 1200))
 #: Batch calls in flight at which a run "without care" shows the naive figures.
-NAIVE_CALLS = 148
+NAIVE_CALLS = 150
