@@ -81,7 +81,8 @@ async def lines_of(gateway: GatewayUnderTest, file_id: str) -> list[Json]:
 
 
 async def test_each_row_becomes_a_line_of_the_batchs_file(gateway: GatewayUnderTest) -> None:
-    found = await batch(gateway, id_column="id", metadata={"team": "red"})
+    found = await batch(gateway, id_column="id", metadata={"team": "red"}, priority=7)
+    assert found["priority"] == 7
     assert found["status"] == "validating"
     assert found["endpoint"] == "/v1/chat/completions"
     assert found["completion_window"] == "24h"
@@ -184,6 +185,7 @@ class TestRefusals:
             ({"endpoint": "/v1/nope"}, "endpoint", "invalid_value"),
             ({"completion_window": "1h"}, "completion_window", "invalid_value"),
             ({"metadata": {"a": 1}}, "metadata.a", "invalid_type"),
+            ({"priority": 101}, "priority", "integer_above_max_value"),
             ({"rows": []}, "rows", "unknown_parameter"),
             ({"idempotency_key": " "}, "idempotency_key", "invalid_value"),
         ],
@@ -307,6 +309,7 @@ class TestIdempotency:
             {"model": "a/b"},
             {"id_column": "id"},
             {"metadata": {"a": "b"}},
+            {"priority": 1},
         ],
     )
     async def test_another_request_with_the_key_conflicts(
