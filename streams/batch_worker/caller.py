@@ -60,7 +60,8 @@ class Caller:
         self._judge = Judge(policy, random)
 
     async def attempt(self, line: Line, place: Place | None = None) -> Outcome | None:
-        """The outcome; None if the line's window is over, so that it must not start any more.
+        """The outcome; None if the line must not start any more: its window is over, or its
+        slice another worker's.
 
         place: what it must enter before it calls, unless it has it already.
         """
@@ -98,7 +99,7 @@ class Caller:
             outcome = await self._called(line, request)
         else:
             async with place():
-                if ready.deadline_ms <= self._clock.now_ms():
+                if not line.live or ready.deadline_ms <= self._clock.now_ms():
                     return None
                 outcome = await self._called(line, request)
         reach("batch_worker.answered")

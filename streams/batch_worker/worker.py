@@ -116,10 +116,13 @@ class Worker:
             outcome = await caller.attempt(line, place)
             if line.dropped:
                 return
-            if outcome is None:
+            if outcome is not None:
+                self._answered(line, outcome)
+            elif line.live:
                 self._finish(line)
             else:
-                self._answered(line, outcome)
+                self._forget(self.pools[line.ready.pool], line)
+                self._changed()
 
         return run
 

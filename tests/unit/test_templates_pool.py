@@ -125,6 +125,21 @@ async def test_the_end_of_their_batch_frees_the_places_that_they_wait_for() -> N
     await until(lambda: bench.worker.pools["a"].running == 2)
 
 
+async def test_lines_of_a_revoked_partition_that_wait_for_a_place_do_not_begin() -> None:
+    bench = Bench(lambda _path, _body: Hang(), limit=2)
+    bench.renderer.answer = lambda _variables: ["rendered"]
+    pins = await planned(bench, PLAIN, SANDBOXED)
+    bench.take(*lines(*range(2)), batch="b2")
+    asked = [ask(n, 2, variables={"text": "x"}) for n in range(2)]
+    bench.take(*asked, pins=pins, pool=TEMPLATES, partition=1, offset=1)
+    await until(lambda: len(bench.renderer.asked) == 2)
+    bench.worker.revoked({1})
+    bench.worker.end("b2")
+    await until(lambda: bench.held(TEMPLATES) == 0)
+    assert (bench.requests(), bench.outcomes, bench.finished) == (2, [], [0])
+    assert bench.worker.pools["a"].running == 0
+
+
 async def test_a_worker_that_stops_leaves_what_has_no_place_to_the_next() -> None:
     bench = Bench(lambda _path, _body: Hang(), limit=2)
     bench.renderer.answer = lambda _variables: ["rendered"]
