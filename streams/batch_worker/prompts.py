@@ -100,7 +100,8 @@ class PromptCache:
         self._max_bytes = max_bytes
         self._kept: OrderedDict[str, PinnedPrompts] = OrderedDict()
         self._bytes = 0
-        self._fetches: dict[str, _Fetch] = {}
+        #: By the plan's key and the deadline, which may be moved while a read goes on.
+        self._fetches: dict[tuple[str, int], _Fetch] = {}
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -113,14 +114,12 @@ class PromptCache:
         return found
 
     async def fetched(self, claim: ClaimCheck, deadline_ms: int) -> PinnedPrompts | None:
-        """The plan's prompts; None if the deadline came before them. Raises PinsError.
-
-        deadline_ms: the end of the batch's window, so the same for all lines of a plan.
-        """
-        fetch = self._fetches.get(claim.key)
+        """The plan's prompts; None if the deadline came before them. Raises PinsError."""
+        at = (claim.key, deadline_ms)
+        fetch = self._fetches.get(at)
         if fetch is None:
             task = asyncio.create_task(self._fetch(claim, deadline_ms))
-            fetch = self._fetches[claim.key] = _Fetch(task)
+            fetch = self._fetches[at] = _Fetch(task)
         fetch.waiting += 1
         try:
             return await asyncio.shield(fetch.task)
@@ -128,7 +127,7 @@ class PromptCache:
             fetch.waiting -= 1
             if not fetch.waiting:
                 fetch.task.cancel()
-                del self._fetches[claim.key]
+                del self._fetches[at]
 
     async def _fetch(self, claim: ClaimCheck, deadline_ms: int) -> PinnedPrompts | None:
         data = await read_claim(self._store, claim, self._clock, deadline_ms)
@@ -141,8 +140,9 @@ class PromptCache:
         return pinned
 
     def _keep(self, key: str, pinned: PinnedPrompts) -> None:
+        before = self._kept.pop(key, None)
         self._kept[key] = pinned
-        self._bytes += pinned.size_bytes
+        self._bytes += pinned.size_bytes - (0 if before is None else before.size_bytes)
         while len(self._kept) > 1 and (
             len(self._kept) > self._max_plans or self._bytes > self._max_bytes
         ):

@@ -109,6 +109,19 @@ async def test_a_line_whose_window_ends_while_the_store_fails_is_not_started() -
     assert (bench.requests(), bench.sent) == (0, [])
 
 
+async def test_a_window_made_longer_counts_for_lines_that_wait_for_an_earlier_read() -> None:
+    bench = Bench()
+    pins = await planned(bench, PLAIN)
+    bench.store.broken.add(PLAN)
+    soon_ms = SystemClock().now_ms() + 100
+    bench.take(ask(0, variables={"text": "x"}), pins=pins, deadline_ms=soon_ms)
+    bench.take(ask(1, variables={"text": "x"}), pins=pins, offset=1)
+    await until(lambda: 0 in bench.finished)
+    bench.store.broken.clear()
+    await until(lambda: 1 in bench.finished)
+    assert [(o.line, o.kind) for o in bench.outcomes] == [(1, OutcomeKind.COMPLETED)]
+
+
 async def test_the_end_of_a_batch_ends_the_read_that_only_its_lines_waited_for() -> None:
     bench = Bench()
     pins = await planned(bench, PLAIN)
