@@ -43,6 +43,9 @@ _PLAN_EVERY_S = 10.0
 _FIRST_PLANS_EVERY_S = 2.0
 _FIRST_PLANS_CALLS = 500
 _NEVER = float("inf")
+#: Where first tokens are not seen: steps that one takes, and calls learnt from one reading.
+_STEPS_TO_FIRST = 4
+_MOST_INFERRED = 50
 #: How long a real-time call lasts, before the first ended.
 _CALL_AT_FIRST_S = 3.0
 #: Averages are kept up to date so often.
@@ -178,8 +181,7 @@ class Gate:
             case EngineLoad():
                 self._engine = signal
                 if Source.REALTIME not in self._settings.sources:
-                    seen = signal.running + signal.waiting - self._batch.at(signal.at_s)
-                    self._set_realtime(max(0.0, seen), signal.at_s, now_s)
+                    self._infer_realtime(signal, now_s)
 
     def batch_in_flight(self, calls: int, now_s: float) -> None:
         """All workers together have so many batch calls in flight."""
@@ -267,11 +269,29 @@ class Gate:
         self._set_realtime(total, load.at_s, now_s)
         running = self._realtime.at(load.at_s) + self._batch.at(load.at_s)
         if load.gaps:
-            self._curve.gaps(running, load.gaps_s / load.gaps)
-            if running > self._seen_running:
-                self._seen_running += _TRUST_PACE * (running - self._seen_running)
+            self._learn_gaps(running, load.gaps, load.gaps_s)
         for token in load.first_tokens:
             self._learn_call(token.sent_at_s, token.ttft_s, now_s)
+
+    def _infer_realtime(self, load: EngineLoad, now_s: float) -> None:
+        """Real-time calls that don't pass through us: what is in the engine and isn't ours.
+
+        Their first tokens are not seen, so each is taken to need a few steps: a bound on the
+        step's time then stands for one on the first token's.
+        """
+        batch, before = self._batch.at(load.at_s), self._realtime.last
+        calls = max(0.0, load.running + load.waiting - batch)
+        self._set_realtime(calls, load.at_s, now_s)
+        if load.gaps:
+            self._learn_gaps(load.running, load.gaps, load.gaps_s)
+            step_s = self._curve.curve().step_s(calls + batch)
+            for _ in range(min(_MOST_INFERRED, round(calls - before))):
+                self._learn_call(load.at_s, _STEPS_TO_FIRST * step_s, now_s)
+
+    def _learn_gaps(self, running: float, gaps: int, gaps_s: float) -> None:
+        self._curve.gaps(running, gaps_s / gaps)
+        if running > self._seen_running:
+            self._seen_running += _TRUST_PACE * (running - self._seen_running)
 
     def _learn_call(self, sent_at_s: float, ttft_s: float, now_s: float) -> None:
         realtime, batch = self._realtime.at(sent_at_s), self._batch.at(sent_at_s)

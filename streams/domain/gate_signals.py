@@ -69,12 +69,18 @@ class QueueLoad:
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """What vLLM or SGLang shows of itself; kv_cache_usage from 0 to 1."""
+    """What vLLM or SGLang shows of itself; kv_cache_usage from 0 to 1.
+
+    gaps, gaps_s: inter-token gaps of all its sequences since the record before, how many and their
+    sum: the difference of two readings of `vllm:inter_token_latency_seconds_count` and `_sum`.
+    """
 
     at_s: float
     waiting: int
     running: int
     kv_cache_usage: float = 0.0
+    gaps: int = 0
+    gaps_s: float = 0.0
 
 
 Signal = RealtimeLoad | QueueLoad | EngineLoad
@@ -105,9 +111,7 @@ def _has_possible_values(signal: Signal, now_s: float) -> bool:
         case RealtimeLoad():
             return (
                 _is_number(signal.in_flight)
-                and _is_number(signal.gaps)
-                and _is_number(signal.gaps_s, _LONGEST_S * max(1, signal.gaps))
-                and (signal.gaps == 0 or signal.gaps_s > 0)
+                and _are_gaps(signal.gaps, signal.gaps_s)
                 and all(_is_sample(token, now_s) for token in signal.first_tokens)
             )
         case QueueLoad():
@@ -117,11 +121,17 @@ def _has_possible_values(signal: Signal, now_s: float) -> bool:
                 _is_number(signal.waiting)
                 and _is_number(signal.running)
                 and _is_number(signal.kv_cache_usage, 1.05)
+                and _are_gaps(signal.gaps, signal.gaps_s)
             )
 
 
 def _is_number(value: float, most: float = _ABSURD) -> bool:
     return math.isfinite(value) and 0 <= value <= most
+
+
+def _are_gaps(gaps: int, gaps_s: float) -> bool:
+    many = _is_number(gaps) and _is_number(gaps_s, _LONGEST_S * max(1, gaps))
+    return many and (gaps == 0 or gaps_s > 0)
 
 
 def _is_sample(token: FirstToken, now_s: float) -> bool:

@@ -330,3 +330,22 @@ def test_the_same_signals_give_the_same_decisions() -> None:
         return [bench.tick(round(10 + 9 * math.sin(i / 40))).limit for i in range(800)]
 
     assert course() == course()
+
+
+def test_from_the_engines_metrics_alone_it_learns_how_much_batch_fits() -> None:
+    gate = Gate(replace(BASE, sources=frozenset({Source.ENGINE})))
+    random_ = random.Random(3)
+    now, batch = 1000.0, 0
+    limits: dict[bool, list[int]] = {True: [], False: []}
+    for i in range(4000):
+        now += 0.25
+        busy = i % 240 < 120
+        realtime = random_.randint(30, 50) if busy else random_.randint(2, 6)
+        running = realtime + batch
+        gate.hear(EngineLoad(now, 0, running, 0.3, 100, 0.7 + 0.015 * running), now)
+        batch = gate.decide(now).limit
+        gate.batch_in_flight(batch, now)
+        if i > 2000 and i % 120 > 20:
+            limits[busy].append(batch)
+    assert sum(limits[False]) / len(limits[False]) > 10
+    assert max(limits[True]) < max(limits[False])
