@@ -73,6 +73,6 @@ def _what_is_wrong(consumed: Consumed, command: Command) -> str | None:
         return "the batch id is not one of ours"
     if consumed.event.message.key != command.batch_id.encode():
         return "the record's key is not its batch id"
-    if isinstance(command, BatchCreate | BatchChange) and not allowed(command.priority or 0):
+    if isinstance(command, BatchChange) and not allowed(command.priority or 0):
         return f"the priority is not between {MIN_PRIORITY} and {MAX_PRIORITY}"
     return None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from schemas.errors import ValidationCode
 from schemas.records import AssembleTask, BatchCreate, BatchError, IntakeTask, ObjectRef
+from streams.domain.batch_control import MAX_PRIORITY, MIN_PRIORITY, allowed
 from streams.domain.batch_state import Cancelling, Finalizing, Request, Terms
 from streams.domain.ids import task_id
 from streams.domain.ledger import Ledger, packed_bitmap
@@ -15,8 +16,16 @@ INPUT_PURPOSE = "batch"
 
 
 def usable_input(create: BatchCreate) -> ObjectRef | BatchError:
-    """The input file, or why there is none that a batch can use."""
+    """The input file, or why the batch can't be run."""
     name = create.input_file_id
+    if not allowed(create.priority):
+        # Gateways judge it before; this one came from a direct producer.
+        return BatchError(
+            code=ValidationCode.INVALID_REQUEST,
+            message=f"The priority {create.priority} is not between {MIN_PRIORITY} and "
+            f"{MAX_PRIORITY}.",
+            param="priority",
+        )
     if create.input is not None and create.input_purpose == INPUT_PURPOSE:
         return create.input
     if create.input is None:

@@ -161,6 +161,15 @@ def test_a_batch_starts_with_the_priority_of_its_create_and_takes_another() -> N
     assert changed.snapshots[-1].expires_at_ms == ENDS_MS
 
 
+@pytest.mark.parametrize("priority", [-101, 101])
+def test_a_create_with_a_priority_that_is_not_allowed_fails_and_says_why(priority: int) -> None:
+    failed = run(create(priority=priority), validated(2))
+    assert failed.tasks == []
+    assert [s.status for s in failed.snapshots] == [BatchStatus.FAILED]
+    (error,) = failed.snapshots[-1].errors
+    assert (error.param, str(priority) in error.message) == ("priority", True)
+
+
 def test_a_change_of_a_paused_batch_leaves_it_paused() -> None:
     assert steered(run(*RUNNING, pause(), change(5)))[-1] == (5, ENDS_MS, True)
 

@@ -282,7 +282,7 @@ async def test_a_command_with_a_harmful_id_or_a_foreign_key_is_rejected(batch_id
 
 async def test_a_command_with_a_priority_that_no_batch_may_have_is_rejected() -> None:
     desk = Desk()
-    wrong = in_log([create(priority=101), change(-101)], desk.consumer)
+    wrong = in_log([change(101), change(-101)], desk.consumer)
     await commands(desk, *wrong, *in_log([change(-100), change(None, ENDS_MS)], desk.consumer, 200))
     assert len(desk.rejected) == 2
     assert "between -100 and 100" in desk.rejected[0]
