@@ -312,8 +312,25 @@ def _choices(
         least = share if batch == 0 else least
         found.append((running, tokens, calls * (share - least)))
         if batch >= most:
-            return found
+            return _worth_it(found)
         batch = min(most, batch + max(1.0, batch // 10))
+
+
+def _worth_it(choices: list[tuple[float, float, float]]) -> list[tuple[float, float, float]]:
+    """Those that are the best at some price: the upper hull of tokens over slow calls."""
+    hull: list[tuple[float, float, float]] = []
+    for choice in choices:
+        _, tokens, slow = choice
+        if hull and tokens <= hull[-1][1]:
+            continue
+        while hull and slow <= hull[-1][2]:
+            hull.pop()
+        while len(hull) > 1 and (tokens - hull[-1][1]) * (hull[-1][2] - hull[-2][2]) >= (
+            hull[-1][1] - hull[-2][1]
+        ) * (slow - hull[-1][2]):
+            hull.pop()
+        hull.append(choice)
+    return hull
 
 
 def _filled(running: Sequence[float], seconds: Sequence[float]) -> list[float]:

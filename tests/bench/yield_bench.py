@@ -38,10 +38,11 @@ def main() -> int:
     options = parser.parse_args()
     started = time.monotonic()
     traces = options.trace or list(TRACES)
-    print(calibration())
-    scores = run_all(traces, range(1, options.seeds + 1))
+    print(calibration(), flush=True)
+    scores: list[Score] = []
     for trace in traces:
-        print(table(scores, trace))
+        scores += run_all([trace], range(1, options.seeds + 1))
+        print(table(scores, trace), flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     figures = [asdict(score) for score in scores]
     (options.out / "yield.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")

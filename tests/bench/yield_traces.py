@@ -71,8 +71,8 @@ def idle_gaps(seed: int) -> Trace:
 
 TRACES: dict[str, Callable[[int], Trace]] = {
     "waves": waves,
-    "diurnal": diurnal,
     "idle gaps": idle_gaps,
+    "diurnal": diurnal,
 }
 
 
