@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from aiohttp import hdrs, web
@@ -20,6 +21,7 @@ from streams.domain.prompt_request import MAX_VERSION
 
 _DEFAULT_LIMIT = 20
 _MAX_LIMIT = 100
+_NUMBER = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
 
 routes = web.RouteTableDef()
 
@@ -70,7 +72,7 @@ async def list_versions(request: web.Request) -> web.Response:
 async def get(request: web.Request) -> web.Response:
     """One version."""
     gateway, slug, number = request.app[GATEWAY], slug_of(request), request.match_info["number"]
-    if not (number.isascii() and number.isdigit() and 0 < int(number[:20]) <= MAX_VERSION):
+    if not _NUMBER.fullmatch(number) or int(number) > MAX_VERSION:
         raise prompt_writes.no_version(slug, number)
     found = await found_version(gateway, request[TENANT], slug, int(number))
     facts = await gateway.prompt_facts.of(found.text)

@@ -137,7 +137,11 @@ async def test_a_slug_made_again_goes_on_numbering(prompts: PromptsApi) -> None:
     assert (await prompts.publish("s", 1)).status == 404
 
 
-@pytest.mark.parametrize("number", ["0", "-1", "2", "x", "1.0", "1e3", "9" * 30, "٣"])
+@pytest.mark.parametrize(
+    "number",
+    ["0", "-1", "2", "x", "1.0", "1e3", "9" * 30, "٣", "01", "0" * 19 + "1" + "9" * 5000],
+    ids=_short,
+)
 async def test_a_version_that_is_not_there_is_not_found(prompts: PromptsApi, number: str) -> None:
     await prompts.create("s")
     found = await prompts.get(f"/s/versions/{number}")
