@@ -1,9 +1,9 @@
 """Backhaul's gate as a policy of the bench: it sees what it would see live, and as late.
 
-    engine ─► realtime-worker's record: on change, at most each 50 ms, and each second
-                 │ 5 to 30 ms on its way through Kafka
-                 ▼
-               Gate ─► Decision ─► batch-workers
+engine ─► realtime-worker's record: on change, at most each 50 ms, and each second
+             │ 5 to 30 ms on its way through Kafka
+             ▼
+           Gate ─► Decision ─► batch-workers
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import heapq
 import math
 import random
 
-from streams.domain.gate import Decision, Gate, GateSettings
+from streams.domain.gate import Gate, GateSettings
 from streams.domain.gate_signals import FirstToken, RealtimeLoad
 from streams.simulator.engine import EngineRequest, Lane
 from tests.bench.yield_world import Order, World
@@ -25,11 +25,24 @@ _TICK_S = 0.1
 
 
 class Backhaul:
-    """The gate, its realtime-worker and the way between them."""
+    """The gate, its realtime-worker and the way between them.
 
-    def __init__(self, settings: GateSettings, seed: int = 0) -> None:
+    transport_s: shortest and longest time that a record takes. drop: share of records lost.
+    """
+
+    def __init__(
+        self,
+        settings: GateSettings,
+        seed: int = 0,
+        *,
+        transport_s: tuple[float, float] = _TRANSPORT_S,
+        drop: float = 0.0,
+    ) -> None:
         self.gate = Gate(settings)
-        self.decisions: list[tuple[float, Decision]] = []
+        #: Every change of the limit: (time, limit).
+        self.limits: list[tuple[float, int]] = []
+        self._transport_s = transport_s
+        self._drop = drop
         self._random = random.Random(f"transport {seed}")
         self._on_way: list[tuple[float, int, RealtimeLoad]] = []
         self._sent = 0
@@ -59,6 +72,8 @@ class Backhaul:
             self._tick_s = now_s + _TICK_S
             decision = self.gate.decide(now_s)
             above = decision.abort_above
+            if not self.limits or self.limits[-1][1] != decision.limit:
+                self.limits.append((now_s, decision.limit))
             self._order = Order(decision.limit, 1_000_000 if above is None else above)
         return self._order
 
@@ -93,9 +108,10 @@ class Backhaul:
             gaps=self._gaps,
             gaps_s=self._gaps_s,
         )
-        arrives = now_s + self._random.uniform(*_TRANSPORT_S)
+        arrives = now_s + self._random.uniform(*self._transport_s)
         self._sent += 1
-        heapq.heappush(self._on_way, (arrives, self._sent, load))
+        if self._drop == 0 or self._random.random() >= self._drop:
+            heapq.heappush(self._on_way, (arrives, self._sent, load))
         self._tokens, self._gaps, self._gaps_s = [], 0, 0.0
         self._published_s = now_s
         self._publish_at = now_s + _HEARTBEAT_S

@@ -69,6 +69,34 @@ def idle_gaps(seed: int) -> Trace:
     return _trace("idle gaps", rate, 10.0, 1800, seed)
 
 
+def step(seed: int) -> Trace:
+    """2 requests a second, from the middle on 12."""
+    return _trace("step", lambda t: 2.0 if t < 60 else 12.0, 12.0, 120, seed)
+
+
+def bursts(seed: int) -> Trace:
+    """1 a second, and each 20 s for 3 s 25."""
+    return _trace("bursts", lambda t: 25.0 if t % 20 < 3 else 1.0, 25.0, 120, seed)
+
+
+def sawtooth(seed: int) -> Trace:
+    """From nothing to 15 a second in 30 s, and again."""
+    return _trace("sawtooth", lambda t: t % 30 / 2, 15.0, 120, seed)
+
+
+def noise(seed: int) -> Trace:
+    """A rate between 0 and 15 that is drawn anew each second."""
+    rates = [random.Random(f"noise {seed} {second}").uniform(0, 15) for second in range(120)]
+    return _trace("noise", lambda t: rates[int(t)], 15.0, 120, seed)
+
+
+#: Shapes to test stability with.
+SHAPES: dict[str, Callable[[int], Trace]] = {
+    "step": step,
+    "bursts": bursts,
+    "sawtooth": sawtooth,
+    "noise": noise,
+}
 TRACES: dict[str, Callable[[int], Trace]] = {
     "waves": waves,
     "idle gaps": idle_gaps,
