@@ -151,8 +151,8 @@ async def test_a_client_that_goes_away_ends_the_call_at_the_upstream(
     await asyncio.sleep(0.5)
     asking.cancel()
     await stream.close()
-    for key in ("leaves", "leaves-a-stream"):
-        await eventually(lambda key=key: _ends(simulator, key) == {"gone": 1}, 15.0)
+    await eventually(lambda: _ends(simulator, "leaves") == {"gone": 1}, 15.0)
+    await eventually(lambda: _ends(simulator, "leaves-a-stream") == {"gone": 1}, 15.0)
 
 
 def test_a_rate_limit_passes_with_its_retry_after(client: OpenAI) -> None:

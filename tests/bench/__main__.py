@@ -1,6 +1,6 @@
 """`make bench`: every figure in one run, as ratios where a machine's speed would matter.
 
-python -m tests.bench [--lines N] [--json] [--only intake|pipeline|prompts]
+python -m tests.bench [--lines N] [--json] [--only intake|pipeline|prompts|lane]
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import json
 import sys
 
 from tests.bench import bench_intake, bench_prompts
+from tests.bench.bench_lane import measure_lane
 from tests.bench.pipeline import measure_pipeline
 from tests.bench.prompt_pipeline import measure_prompts
 
-_BENCHES = ("intake", "pipeline", "prompts")
+_BENCHES = ("intake", "pipeline", "prompts", "lane")
 
 
 def main() -> int:
@@ -33,6 +34,9 @@ def main() -> int:
         bench_prompts.main(options.lines)
         prompts = measure_prompts(options.lines // 4)
         print(json.dumps(prompts.as_dict(), indent=2) if options.json else prompts.table())
+    if "lane" in wanted:
+        lane = measure_lane()
+        print(json.dumps(lane.as_dict(), indent=2) if options.json else lane.table())
     return 0
 
 

@@ -1,0 +1,279 @@
+"""The realtime-worker between a request that was acked and the parts of its answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count
+
+import msgspec
+import pytest
+
+from schemas.metrics import REALTIME_NOT_RUN, REALTIME_TOKENS, Metrics
+from schemas.records import (
+    RealtimeCancel,
+    RealtimeLoad,
+    RealtimeReplies,
+    RealtimeReply,
+    RealtimeRequest,
+    ReplyKind,
+)
+from streams.adapters.inference_fake import Events, FakeInferenceClient, Hang, Script
+from streams.domain.clock import ManualClock
+from streams.kafka.errors import SendFailed
+from streams.realtime_worker.load import LoadReporter
+from streams.realtime_worker.pool import MAX_SAMPLES, Samples
+from streams.realtime_worker.replies import MAX_PART_BYTES
+from streams.realtime_worker.upstream import Caller
+from streams.realtime_worker.worker import Worker
+from tests.support.lane import UPSTREAMS, always, completion, events
+from tests.support.waiting import eventually
+
+_numbers = count()
+_BASE = RealtimeRequest(
+    request_id="",
+    tenant="acme",
+    gateway="gateway-0",
+    reply_partition=3,
+    at_ms=1_000,
+    accept_by_ms=6_000,
+    deadline_ms=601_000,
+    endpoint="/v1/chat/completions",
+    pool="one",
+    model="m1",
+    stream=False,
+    body=b'{"model":"m1"}',
+)
+
+
+def request(**changes: object) -> RealtimeRequest:
+    """A fresh request."""
+    fields = {"request_id": f"req_{next(_numbers)}", **changes}
+    return msgspec.structs.replace(_BASE, **fields)
+
+
+@dataclass
+class Desk:
+    """A worker and what it sent."""
+
+    worker: Worker
+    upstream: FakeInferenceClient
+    clock: ManualClock
+    metrics: Metrics
+    sent: list[tuple[int, RealtimeReplies]] = field(default_factory=list)
+    failures: int = 0
+
+    def parts(self, request_id: str) -> list[RealtimeReply]:
+        """The parts of one answer, in the order they were sent."""
+        return [p for _, r in self.sent for p in r.replies if p.request_id == request_id]
+
+    def kinds(self, request_id: str) -> list[str]:
+        """Their kinds."""
+        return [part.kind.value for part in self.parts(request_id)]
+
+    def not_run(self, reason: str) -> float:
+        """How many requests were not begun for this reason."""
+        found: float = self.metrics.counter(REALTIME_NOT_RUN).labels(reason)._value.get()
+        return found
+
+    async def ended(self, request_id: str) -> list[str]:
+        """The kinds of its parts once the last is sent."""
+        await eventually(lambda: self.kinds(request_id)[-1:] in (["end"], ["failed"]))
+        return self.kinds(request_id)
+
+
+@asynccontextmanager
+async def desk(script: Script) -> AsyncIterator[Desk]:
+    clock, metrics = ManualClock(2_000), Metrics()
+    upstream = FakeInferenceClient(script)
+
+    async def send(partition: int, record: RealtimeReplies) -> None:
+        if made.failures:
+            made.failures -= 1
+            raise SendFailed("the test says so")
+        made.sent.append((partition, record))
+
+    def broken(error: BaseException) -> None:
+        raise error
+
+    callers = {"one": Caller(UPSTREAMS.upstreams["one"], upstream, clock)}
+    worker = Worker("w", "p", UPSTREAMS, callers, send, clock, metrics, lambda: None, broken)
+    made = Desk(worker, upstream, clock, metrics)
+    yield made
+    await worker.stop(0.0)
+
+
+async def test_an_answer_is_parts_in_order_to_the_partition_of_the_asker() -> None:
+    async with desk(always(completion("hi"))) as made:
+        asked = request()
+        made.worker.take(asked)
+        assert await made.ended(asked.request_id) == ["accepted", "head", "data", "end"]
+        parts = made.parts(asked.request_id)
+        assert [part.sequence for part in parts] == [0, 1, 2, 3]
+        assert (parts[1].status, parts[2].data) == (200, completion("hi").body)
+        assert {partition for partition, _ in made.sent} == {3}
+        tokens = made.metrics.counter(REALTIME_TOKENS).labels("one", "output")
+        assert tokens._value.get() == 2
+
+
+async def test_answers_that_end_together_travel_in_one_record() -> None:
+    async with desk(always(completion())) as made:
+        asked = [request() for _ in range(4)]
+        for one in asked:
+            made.worker.take(one)
+        for one in asked:
+            await made.ended(one.request_id)
+        assert len(made.sent) < 4
+
+
+async def test_the_first_event_is_sent_at_once_and_the_next_ones_together() -> None:
+    async with desk(always(events("a", "b", "c", "d", pause_s=0.002))) as made:
+        asked = request(stream=True)
+        made.worker.take(asked)
+        await made.ended(asked.request_id)
+        datas = [[p for p in record.replies if p.kind is ReplyKind.DATA] for _, record in made.sent]
+        assert len(next(found for found in datas if found)) == 1
+        assert len(made.sent) <= 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [({"accept_by_ms": 1_999}, "late"), ({"deadline_ms": 2_000}, "late")],
+)
+async def test_what_nobody_waits_for_is_not_begun(changes: dict[str, int], reason: str) -> None:
+    async with desk(always(completion())) as made:
+        made.worker.take(request(**changes))
+        assert made.not_run(reason) == 1
+        assert made.upstream.requests == []
+
+
+async def test_a_request_that_is_delivered_twice_runs_once() -> None:
+    async with desk(always(completion())) as made:
+        asked = request()
+        made.worker.take(asked)
+        made.worker.take(asked)
+        await made.ended(asked.request_id)
+        made.worker.take(asked)
+        assert made.not_run("seen") == 2
+        assert len(made.upstream.requests) == 1
+
+
+async def test_a_cancel_may_come_before_its_request() -> None:
+    async with desk(always(completion())) as made:
+        asked = request()
+        made.worker.cancel(_cancel(asked.request_id))
+        made.worker.take(asked)
+        assert made.not_run("cancelled") == 1
+
+
+async def test_a_cancel_cuts_a_call_and_frees_its_place() -> None:
+    async with desk(always(Hang())) as made:
+        asked = [request() for _ in range(6)]
+        for one in asked:
+            made.worker.take(one)
+        await eventually(lambda: made.upstream.running == 4)
+        load = made.worker.load(stopping=False)
+        assert (load.in_flight, load.pools[0].in_flight, load.pools[0].waiting) == (6, 4, 2)
+        assert load.oldest_wait_ms == 1_000
+        made.worker.cancel(_cancel(asked[0].request_id))
+        made.worker.cancel(_cancel(asked[5].request_id))
+        await eventually(lambda: len(made.upstream.requests) == 5)
+        assert made.worker.load(stopping=False).in_flight == 4
+        assert "failed" not in made.kinds(asked[0].request_id)
+
+
+async def test_a_gateway_that_was_started_again_cancels_only_what_it_asked_before() -> None:
+    async with desk(always(Hang())) as made:
+        for changes in ({}, {"at_ms": 1_600}, {"gateway": "gateway-1"}):
+            made.worker.take(request(**changes))
+        await eventually(lambda: made.upstream.running == 3)
+        made.worker.cancel(RealtimeCancel(request_id="", gateway="gateway-0", at_ms=1_500))
+        await eventually(lambda: made.upstream.running == 2)
+
+
+async def test_a_pool_that_this_worker_lacks_is_a_failure_and_not_a_silence() -> None:
+    async with desk(always(completion())) as made:
+        asked = request(pool="another")
+        made.worker.take(asked)
+        assert await made.ended(asked.request_id) == ["accepted", "failed"]
+
+
+async def test_a_stop_fails_what_does_not_end_in_time() -> None:
+    async with desk(always(Hang())) as made:
+        asked = [request() for _ in range(6)]
+        for one in asked:
+            made.worker.take(one)
+        await eventually(lambda: made.upstream.running == 4)
+        await made.worker.stop(0.01)
+        for one in asked:
+            assert made.kinds(one.request_id)[-1] == "failed"
+        assert made.upstream.running == 0
+        assert len(made.upstream.requests) == 4
+
+
+async def test_parts_that_the_broker_refuses_are_sent_again_in_order() -> None:
+    async with desk(always(completion())) as made:
+        made.failures = 2
+        asked = request()
+        made.worker.take(asked)
+        assert await made.ended(asked.request_id) == ["accepted", "head", "data", "end"]
+
+
+async def test_a_long_answer_travels_in_several_parts() -> None:
+    long = b"data: " + b"x" * (3 * MAX_PART_BYTES) + b"\n\n"
+    async with desk(always(Events((long,)))) as made:
+        asked = request()
+        made.worker.take(asked)
+        await made.ended(asked.request_id)
+        datas = [p.data for p in made.parts(asked.request_id) if p.kind is ReplyKind.DATA]
+        assert b"".join(datas) == long
+        assert max(map(len, datas)) <= MAX_PART_BYTES
+
+
+async def test_the_load_tells_times_once() -> None:
+    async with desk(always(events("a", "b"))) as made:
+        asked = request()
+        made.worker.take(asked)
+        await made.ended(asked.request_id)
+        (pool,) = made.worker.load(stopping=False).pools
+        assert (len(pool.ttft_us), len(pool.itl_us)) == (1, 2)
+        (pool,) = made.worker.load(stopping=True).pools
+        assert pool.ttft_us == pool.itl_us == ()
+
+
+def test_of_many_samples_a_bounded_number_is_kept() -> None:
+    samples = Samples()
+    for number in range(10_000):
+        samples.add(number / 1_000_000)
+    kept = samples.take()
+    assert len(kept) == MAX_SAMPLES
+    assert max(kept) > 5_000
+    assert samples.take() == ()
+
+
+async def test_a_load_is_published_when_it_changes_and_also_when_it_does_not() -> None:
+    published: list[RealtimeLoad] = []
+    changed = asyncio.Event()
+
+    async def send(load: RealtimeLoad) -> None:
+        published.append(load)
+        if len(published) == 2:
+            raise SendFailed("the test says so")
+
+    async with desk(always(completion())) as made:
+        reporter = LoadReporter(made.worker, send, changed)
+        running = asyncio.create_task(reporter.run())
+        await eventually(lambda: len(published) == 1)
+        changed.set()
+        await eventually(lambda: len(published) == 2, 0.5)
+        await eventually(lambda: len(published) == 3)
+        await reporter.publish(stopping=True)
+        running.cancel()
+    assert [load.stopping for load in published[-2:]] == [False, True]
+    assert {(load.worker, load.process) for load in published} == {("w", "p")}
+
+
+def _cancel(request_id: str) -> RealtimeCancel:
+    return RealtimeCancel(request_id=request_id, gateway="gateway-0", at_ms=1_500)
