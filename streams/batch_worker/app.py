@@ -192,7 +192,7 @@ class BatchWorker(Service):
             self._meter.published(load)
 
     async def _catch_up(self) -> None:
-        follower = StatusFollower(self._status, self._clock, self.worker.end)
+        follower = StatusFollower(self._status, self._clock, self.worker.end, self.worker.runs)
         ends = await self._status.ends()
         give_up = time.monotonic() + _CATCH_UP_S
         while any(self._status.positions().get(at, 0) < end for at, end in ends.items()):
@@ -202,7 +202,7 @@ class BatchWorker(Service):
             await follower.step()
 
     async def _follow(self) -> None:
-        follower = StatusFollower(self._status, self._clock, self.worker.end)
+        follower = StatusFollower(self._status, self._clock, self.worker.end, self.worker.runs)
         while True:
             try:
                 await follower.step(1.0)

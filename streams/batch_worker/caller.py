@@ -99,7 +99,7 @@ class Caller:
             outcome = await self._called(line, request)
         else:
             async with place():
-                if not line.live or ready.deadline_ms <= self._clock.now_ms():
+                if not line.live or line.ready.deadline_ms <= self._clock.now_ms():
                     return None
                 outcome = await self._called(line, request)
         reach("batch_worker.answered")

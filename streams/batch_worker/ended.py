@@ -48,12 +48,19 @@ class EndedBatches:
 
 
 class StatusFollower:
-    """Reads batch.status and calls `ended` once for each batch that has."""
+    """Reads batch.status and calls `ended` for each batch that has, and `runs` for the others."""
 
-    def __init__(self, reader: Reader, clock: Clock, ended: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        clock: Clock,
+        ended: Callable[[str], None],
+        runs: Callable[[BatchSnapshot], None],
+    ) -> None:
         self._reader = reader
         self._clock = clock
         self._ended = ended
+        self._runs = runs
 
     async def step(self, timeout_s: float = 0.2) -> None:
         """Reads what has arrived, waiting up to `timeout_s` for it."""
@@ -65,3 +72,5 @@ class StatusFollower:
                 continue
             if snapshot.status not in _RUNNING:
                 self._ended(snapshot.batch_id)
+            else:
+                self._runs(snapshot)

@@ -14,11 +14,12 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
-from schemas.records import Outcome, OutcomeKind, ReadyLines
+from schemas.records import BatchSnapshot, Outcome, OutcomeKind, ReadyLines
 from streams.background import Broken
 from streams.batch_worker.caller import Caller, Place
 from streams.batch_worker.ended import EndedBatches
 from streams.batch_worker.line import Held, Line
+from streams.batch_worker.moved import MovedWindows
 from streams.batch_worker.pool import Pool
 from streams.batch_worker.publisher import OutcomePublisher, Send
 from streams.domain.clock import Clock
@@ -50,6 +51,7 @@ class Worker:
         self._changed = changed
         self._held = Held()
         self._ended = EndedBatches()
+        self._moved = MovedWindows()
         self._publisher = OutcomePublisher(name, send, self._finish, clock, broken)
         self._stopping = False
         self.pools: dict[str, Pool] = {}
@@ -71,17 +73,24 @@ class Worker:
             finished()
             return
         pool = self.pools.get(ready.pool)
-        for line in self._held.take(ready, partition, finished):
+        for line in self._held.take(self._moved.applied(ready), partition, finished):
             if pool is None:
                 self._answered(line, _astray(line, self._clock.now_ms()))
             else:
                 pool.add(line)
         self._changed()
 
+    def runs(self, snapshot: BatchSnapshot) -> None:
+        """The batch runs: its lines may begin until the end that its window has by now."""
+        if self._moved.note(snapshot):
+            for line in self._held.of(snapshot.batch_id):
+                line.ready = self._moved.applied(line.ready)
+
     def end(self, batch_id: str) -> None:
         """The batch has ended: its lines are dropped, and its calls cut."""
         if not self._ended.add(batch_id):
             return
+        self._moved.forget(batch_id)
         lines = self._held.of(batch_id)
         for line in lines:
             line.dropped = True

@@ -174,7 +174,10 @@ async def test_a_batch_has_ended_when_its_status_lets_no_line_run() -> None:
     clock = ManualClock()
     snapshots = [(clock.ms, _snapshot(s.value, s)) for s in BatchStatus]
     found: list[str] = []
-    await StatusFollower(_Reader(*snapshots, (clock.ms, None)), clock, found.append).step()
+    running: list[BatchSnapshot] = []
+    reader = _Reader(*snapshots, (clock.ms, None))
+    await StatusFollower(reader, clock, found.append, running.append).step()
+    assert {s.batch_id for s in running} == {"unknown", "validating", "in_progress"}
     assert set(found) == {
         "failed",
         "finalizing",
@@ -191,5 +194,5 @@ async def test_batches_that_ended_before_any_kept_line_are_not_remembered() -> N
     old = clock.ms - LINE_READY.retention_s * 1000 - 1
     found: list[str] = []
     reader = _Reader((old, _snapshot("old", BatchStatus.COMPLETED)))
-    await StatusFollower(reader, clock, found.append).step()
+    await StatusFollower(reader, clock, found.append, lambda _: None).step()
     assert found == []
