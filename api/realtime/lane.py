@@ -143,8 +143,13 @@ class Lane:
     async def send(self, pending: Pending) -> None:
         """Sends it to the workers. Raises KafkaBaseError, TimeoutError."""
         request = pending.request
-        async with asyncio.timeout(self._accept_s):
-            await self._producer.send(REALTIME_REQUEST, request.request_id, request)
+        try:
+            async with asyncio.timeout(self._accept_s):
+                await self._producer.send(REALTIME_REQUEST, request.request_id, request)
+        except (KafkaBaseError, TimeoutError):
+            # The log may have it all the same; finish() then cancels it.
+            pending.fail(Result.NO_WORKER, no_worker())
+            raise
 
     def finish(self, pending: Pending) -> None:
         """Nobody waits for it any more; if its answer is not whole, its call is cut."""
