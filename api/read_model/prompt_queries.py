@@ -103,10 +103,15 @@ class PromptQueries:
         return "won" if rows[0][0] else "lost"
 
     async def garbage(self, *, heads_ms: int, texts_ms: int, limit: int) -> list[str]:
-        """Keys of records that count no more: heads since before the one time, texts the other."""
+        """Keys of records that count no more: heads since before the one time, texts the other.
+
+        Heads that lost come first: one that outlived the head that it lost to would count, for
+        whoever reads the log anew, until the next head.
+        """
         rows = await self._all(
-            "SELECT record_key FROM prompt_garbage g "
-            "WHERE (head = 1 AND since_ms <= ?) OR (head = 0 AND since_ms <= ?) LIMIT ?",
+            "SELECT record_key FROM prompt_garbage "
+            "WHERE (head = 1 AND since_ms <= ?) OR (head = 0 AND since_ms <= ?) "
+            "ORDER BY won, since_ms LIMIT ?",
             (heads_ms, texts_ms, limit),
         )
         return [row[0] for row in rows]

@@ -387,3 +387,16 @@ async def test_the_rows_say_what_the_fold_in_memory_says_and_know_what_is_not_ne
     assert await queries.garbage(heads_ms=later, texts_ms=later, limit=1000) == []
     assert [await queries.head("acme", slug) for slug in current] == heads
     await store.close()
+
+
+async def test_a_head_that_lost_ends_before_the_head_that_it_lost_to() -> None:
+    # Clocks of gateways differ: the loser was written a little "later" than what came after it.
+    won, lost = (a_head("a", 1, w, ["v1"], deleted=w == "w2") for w in ("w1", "w2"))
+    told = [(won, NOW), (lost, NOW + 2), (a_head("a", 2, "w1", ["v1"], deleted=False), NOW + 1)]
+    store = await ReadModelStore.open(None, identity="log", clock=ManualClock(NOW))
+    reads = [ReadRecord(PROMPT, 0, n, at, *step) for n, (step, at) in enumerate(told)]
+    await store.apply(reads, {}, NOW)
+    later = NOW + 3
+    ended = await PromptQueries(store.reader).garbage(heads_ms=later, texts_ms=later, limit=9)
+    assert ended == [lost[0], won[0]]
+    await store.close()
