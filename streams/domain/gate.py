@@ -61,10 +61,10 @@ _IN_SILENCE_MEANWHILE = 32
 _TRUST_FACTOR = 1.5
 _TRUST_PACE = 0.05
 _TRUST_LEAST = 8.0
-_TRUST_CALLS = 10
+_TRUST_CALLS = 5
 #: Batch is aborted when it is above the limit by this part and at least that many.
-_ABORT_PART = 0.5
-_ABORT_LEAST = 8
+_ABORT_PART = 1.0
+_ABORT_LEAST = 16
 #: After a silence of at least so long, the first call means that more come: for a moment batch is
 #: aborted when it is above the limit by more than this.
 _SILENCE_S = 2.0
@@ -350,7 +350,7 @@ class Gate:
             self._call_s = self._window.call_s()
             free = max(1e-3, 1 - aim.quantile - plan.alone_too_slow)
             used = (plan.too_slow - plan.alone_too_slow) / free
-            self._spend = min(1.2, max(0.35, 1 + 1.5 * (0.9 - used)))
+            self._spend = min(2.5, max(0.3, 1 + 2 * (0.9 - used)))
 
     def _forget_gone(self, now_s: float) -> None:
         newest = max((load.at_s for load in self._workers.values()), default=now_s)

@@ -39,7 +39,7 @@ SITUATIONS = len(_SILENCES) + len(_LEVELS)
 _BORROWED = 40.0
 _BORROWED_IN_SILENCE = 5.0
 #: A P99 of some thousand calls is not known better than this: the line is drawn so much lower.
-_DOUBT = 0.012
+_DOUBT = 0.015
 #: Long steps that a call meets when batch is aborted for it: the rest of the one that runs, and now
 #: and then the one that was planned before the abort was heard.
 _STEPS_UNTIL_ABORT = 1.0

@@ -26,7 +26,16 @@ from tests.bench.yield_runs import LEVELS, SEEDS, Score, best, run_all
 from tests.bench.yield_traces import TRACES, steady
 from tests.bench.yield_world import Samples, World, percentile, weighted_percentile
 
-_FAMILIES = ("static", "AIMD", "naive", "hindsight", "Backhaul", "Backhaul, no abort", "oracle")
+_FAMILIES = (
+    "static",
+    "AIMD",
+    "naive",
+    "hindsight",
+    "Backhaul",
+    "Backhaul, warm",
+    "Backhaul, no abort",
+    "oracle",
+)
 
 
 def main() -> int:

@@ -28,6 +28,7 @@ class Backhaul:
     """The gate, its realtime-worker and the way between them.
 
     transport_s: shortest and longest time that a record takes. drop: share of records lost.
+    gate: one that has learnt already, and at whose time `later_s` this run begins.
     """
 
     def __init__(
@@ -37,8 +38,11 @@ class Backhaul:
         *,
         transport_s: tuple[float, float] = _TRANSPORT_S,
         drop: float = 0.0,
+        gate: Gate | None = None,
+        later_s: float = 0.0,
     ) -> None:
-        self.gate = Gate(settings)
+        self.gate = Gate(settings) if gate is None else gate
+        self._later_s = later_s
         #: Every change of the limit: (time, limit).
         self.limits: list[tuple[float, int]] = []
         self._transport_s = transport_s
@@ -63,14 +67,14 @@ class Backhaul:
             self._publish(now_s, world)
         ask = now_s >= self._tick_s
         while self._on_way and self._on_way[0][0] <= now_s:
-            self.gate.hear(heapq.heappop(self._on_way)[2], now_s)
+            self.gate.hear(heapq.heappop(self._on_way)[2], now_s + self._later_s)
             ask = True
         if world.in_flight != self._told:
             self._told = world.in_flight
-            self.gate.batch_in_flight(world.in_flight, now_s)
+            self.gate.batch_in_flight(world.in_flight, now_s + self._later_s)
         if ask:
             self._tick_s = now_s + _TICK_S
-            decision = self.gate.decide(now_s)
+            decision = self.gate.decide(now_s + self._later_s)
             above = decision.abort_above
             if not self.limits or self.limits[-1][1] != decision.limit:
                 self.limits.append((now_s, decision.limit))
@@ -97,12 +101,13 @@ class Backhaul:
     def _first(self, request: EngineRequest) -> None:
         if request.lane is Lane.REALTIME and request.first_at_s is not None:
             ttft_s = request.first_at_s - request.submitted_at_s
-            self._tokens.append(FirstToken(request.submitted_at_s, ttft_s))
+            sent_at_s = request.submitted_at_s + self._later_s
+            self._tokens.append(FirstToken(sent_at_s, ttft_s))
 
     def _publish(self, now_s: float, world: World) -> None:
         load = RealtimeLoad(
             worker="realtime-1",
-            at_s=now_s,
+            at_s=now_s + self._later_s,
             in_flight=world.realtime_in_flight,
             first_tokens=tuple(self._tokens),
             gaps=self._gaps,

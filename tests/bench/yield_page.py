@@ -14,6 +14,7 @@ COLOURS = {
     "naive": "#000000",
     "hindsight": "#b58900",
     "Backhaul": "#0f766e",
+    "Backhaul, warm": "#1d4ed8",
     "Backhaul, no abort": "#5eaaa3",
     "oracle": "#7c3aed",
 }

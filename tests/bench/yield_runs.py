@@ -75,6 +75,8 @@ def contenders(spec: EngineSpec) -> list[Contender]:
             family = "Backhaul" if abort else "Backhaul, no abort"
             name = f"target {level:.0%}"
             found.append(Contender(family, name, _backhaul(level, abort, spec), level))
+        warm = _warm(level, spec)
+        found.append(Contender("Backhaul, warm", f"target {level:.0%}", warm, level))
     return found
 
 
@@ -93,6 +95,20 @@ def _oracle(top: int, spec: EngineSpec) -> Callable[[Trace], Policy]:
 def _backhaul(level: float, abort: bool, spec: EngineSpec) -> Callable[[Trace], Policy]:
     settings = GateSettings(target=level, highest=spec.max_num_seqs - _SPARE_SLOTS, can_abort=abort)
     return lambda trace: Backhaul(settings, trace.seed)
+
+
+def _warm(level: float, spec: EngineSpec) -> Callable[[Trace], Policy]:
+    """The gate after a run on other traffic of the same kind: as it is on any but its first day."""
+    settings = GateSettings(target=level, highest=spec.max_num_seqs - _SPARE_SLOTS, can_abort=True)
+
+    def make(trace: Trace) -> Policy:
+        before = TRACES[trace.name](trace.seed + 1000)
+        first = Backhaul(settings, before.seed)
+        World(before, spec).run(first)
+        later_s = before.duration_s + 1
+        return Backhaul(settings, trace.seed, gate=first.gate, later_s=later_s)
+
+    return make
 
 
 def batch_alone(spec: EngineSpec) -> float:
