@@ -152,12 +152,14 @@ def normalised(source: str) -> str:
 def _plain_parts(source: str) -> tuple[str | Variable, ...] | None:
     """The parts of a plain template; None if it isn't one."""
     parts: list[str | Variable] = []
-    position = 0
+    position, line, counted = 0, 1, 0
     for tag in _TAG.finditer(source):
         name = tag[1]
         if name is None or name in _CONSTANTS:
             return None
-        check_name(name, source.count("\n", 0, tag.start(1)) + 1)
+        line += source.count("\n", counted, tag.start(1))
+        counted = tag.start(1)
+        check_name(name, line)
         if tag.start() > position:
             parts.append(source[position : tag.start()])
         parts.append(Variable(name))

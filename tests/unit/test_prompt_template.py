@@ -246,3 +246,9 @@ def test_a_value_has_one_text_everywhere(value: Any) -> None:
     assert rendered == text_of(value) == _plain("{{a}}", {"a": value})
     assert Sandbox().render("{{ '' ~ a }}", {"a": value}) == rendered
     assert Sandbox().render("{{ a|string }}", {"a": value}) == rendered
+
+
+def test_a_bad_name_is_told_with_its_line_wherever_line_breaks_stand() -> None:
+    with pytest.raises(TemplateError) as refused:
+        parse_template("{{ a\n}}\r\n{{\nb }}\r{{\n\n_c }}")
+    assert refused.value.line == 7
