@@ -7,7 +7,7 @@ from api.errors import Conflict, Unavailable
 from api.gateway import Gateway
 from api.read_model.schema import from_create
 from schemas.records import BatchCreate, BatchSnapshot
-from schemas.topics import BATCH_COMMAND, PROMPT
+from schemas.topics import BATCH_COMMAND
 from streams.domain.ids import idempotent_batch_id, new_batch_id, new_command_id
 
 
@@ -69,7 +69,6 @@ async def _create(
         output_expires_after_s=asked.output_expires_after_s,
         request_hash=request_hash,
         # Who validates must know at least the prompts that this gateway has shown.
-        prompt_offset=gateway.follower.position(PROMPT, 0),
         priority=asked.priority,
     )
     read_back = await gateway.publish(BATCH_COMMAND, batch_id, command)

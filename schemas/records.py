@@ -36,7 +36,6 @@ class BatchCreate(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str]
     output_expires_after_s: int | None = None
     request_hash: str
-    prompt_offset: int = 0
     priority: int = 0
 
 
@@ -202,7 +201,6 @@ class IntakeTask(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: str
     input: ObjectRef
     deadline_ms: int
-    prompt_offset: int = 0
 
 
 class AssembleReason(StrEnum):
@@ -588,7 +586,6 @@ class BatchRow(msgspec.Struct, frozen=True, kw_only=True):
     final_completed: int
     final_failed: int
     final_usage: Usage = Usage()
-    prompt_offset: int = 0
     prompts: tuple[PinnedPrompt, ...] = ()
     unused_variables: int = 0
     priority: int = 0

@@ -103,10 +103,6 @@ class Follower:
                     await task
         await self._reader.stop()
 
-    def position(self, topic: Topic, partition: int) -> int:
-        """How far the partition is in the rows: the offset behind the last record that is."""
-        return self._positions.get((topic.name, partition), 0)
-
     async def reached(self, topic: Topic, place: Place, timeout_s: float) -> bool:
         """Waits until the record at `place` is in the rows; False if it took too long."""
         return await self._wait({(topic.name, place.partition): place.offset + 1}, timeout_s)

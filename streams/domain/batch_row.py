@@ -156,7 +156,6 @@ def to_row(batch: Batch) -> BatchRow:
         total=work.total if work else 0,
         models=work.models if work and not ended else (),
         estimated_input_tokens=work.estimated_input_tokens if work else 0,
-        prompt_offset=request.prompt_offset,
         prompts=work.prompts if work and not ended else (),
         unused_variables=work.unused_variables if work else 0,
         priority=batch.terms.priority,
@@ -246,7 +245,6 @@ def _request(row: BatchRow) -> Request:
         metadata=row.metadata,
         output_expires_after_s=row.output_expires_after_s,
         request_hash=row.request_hash,
-        prompt_offset=row.prompt_offset,
     )
 
 

@@ -17,10 +17,7 @@ from streams.domain.ledger import Counts
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What the caller asked for; never changes.
-
-    prompt_offset: how far the gateway had read the prompts when it took the create.
-    """
+    """What the caller asked for; never changes."""
 
     batch_id: str
     tenant: str
@@ -32,7 +29,6 @@ class Request:
     metadata: dict[str, str]
     output_expires_after_s: int | None
     request_hash: str
-    prompt_offset: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +150,6 @@ def request_of(create: BatchCreate) -> Request:
         metadata=create.metadata,
         output_expires_after_s=create.output_expires_after_s,
         request_hash=create.request_hash,
-        prompt_offset=create.prompt_offset,
     )
 
 

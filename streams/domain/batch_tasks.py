@@ -60,7 +60,6 @@ def intake_task(request: Request, terms: Terms, file: ObjectRef) -> IntakeTask:
         endpoint=request.endpoint,
         input=file,
         deadline_ms=terms.expires_at_ms,
-        prompt_offset=request.prompt_offset,
     )
 
 

@@ -46,8 +46,8 @@ class Limits:
 class Prompts(Protocol):
     """The stored prompts of all tenants."""
 
-    async def read_to(self, offset: int, batch_id: str) -> None:
-        """Returns once they are known up to that offset of their topic; 0: up to its end."""
+    async def read_all(self, batch_id: str) -> None:
+        """Returns once everything is known that their topic holds at the time of asking."""
         ...
 
     def of(self, tenant: str) -> Resolve:
@@ -174,7 +174,7 @@ class _AwaitedPrompts:
             return
         data = self._end + chunk
         if may_name_one(data):
-            await self._prompts.read_to(self._task.prompt_offset, self._task.batch_id)
+            await self._prompts.read_all(self._task.batch_id)
             self._known = True
         self._end = data[-_WORD_BYTES:]
 

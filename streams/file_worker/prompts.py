@@ -89,16 +89,14 @@ class StoredPrompts(Service):
         """Looks up that tenant's prompts."""
         return partial(self._registry.resolve, tenant)
 
-    async def read_to(self, offset: int, batch_id: str) -> None:
-        """Returns once the topic was read up to `offset`; for 0, up to its present end.
+    async def read_all(self, batch_id: str) -> None:
+        """Returns once the topic was read up to its present end.
 
-        Never waits for more than there is, so that a topic that was made anew delays nobody. As
-        long as the broker is in trouble it waits: nothing could be answered meanwhile anyway.
+        So whatever any gateway has acknowledged by now is known, whichever of them took the
+        batch. As long as the broker is in trouble it waits: nothing could be answered meanwhile
+        anyway.
         """
-        if 0 < offset <= self._position:
-            return
-        end = await self._end(batch_id)
-        wanted = min(offset, end) if offset else end
+        wanted = await self._end(batch_id)
         while self._position < wanted:
             try:
                 await asyncio.wait_for(self._stepped.wait(), self._say_s)

@@ -13,7 +13,7 @@ import structlog
 
 from api.gateway import MAX_MAKINGS
 from schemas.records import BatchCreate, FileRecord
-from schemas.topics import FILE, PROMPT
+from schemas.topics import FILE
 from streams.adapters.object_store_fake import FakeObjectStore
 from streams.settings import Settings
 from tests.support.gateway import GatewayUnderTest, running_gateway
@@ -106,7 +106,6 @@ async def test_each_row_becomes_a_line_of_the_batchs_file(gateway: GatewayUnderT
     assert isinstance(command, BatchCreate)
     assert command.input is not None
     assert command.input_purpose == "batch"
-    assert command.prompt_offset == len(gateway.log.of(PROMPT))
 
 
 async def test_version_model_endpoint_and_the_id_go_into_the_lines(

@@ -239,17 +239,6 @@ async def test_two_clean_ups_at_once_end_the_same_records(cleaned: Cleaned) -> N
         assert live_keys(cleaned.gateway.log) == needed_keys(cleaned.gateway.log)
 
 
-async def test_a_batch_carries_how_far_this_gateway_had_read_the_prompts(
-    gateway: GatewayUnderTest,
-) -> None:
-    await gateway.create()
-    await PromptsApi(gateway).create("s")
-    await gateway.create()
-    creates = [c for c in gateway.commands(BatchCreate) if isinstance(c, BatchCreate)]
-    offsets = sorted(create.prompt_offset for create in creates)
-    assert offsets == [0, len(gateway.log.of(PROMPT))] == [0, 2]
-
-
 async def test_a_batch_shows_its_pins_and_warnings(gateway: GatewayUnderTest) -> None:
     batch_id = await gateway.create()
     batches = gateway.client().batches

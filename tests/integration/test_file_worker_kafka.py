@@ -150,7 +150,7 @@ class _World:
         await self.producer.send(PROMPT, head_key("t", "greet", revision, "w"), head)
         return 2 * revision
 
-    async def intake(self, name: str, data: Sequence[bytes], prompt_offset: int = 0) -> IntakeTask:
+    async def intake(self, name: str, data: Sequence[bytes]) -> IntakeTask:
         """Uploads a file and asks for its intake."""
         task = IntakeTask(
             task_id=f"{name}:intake",
@@ -160,7 +160,6 @@ class _World:
             endpoint="/v1/chat/completions",
             input=await self.upload(name, data),
             deadline_ms=10**15,
-            prompt_offset=prompt_offset,
         )
         await self.send(task)
         return task
@@ -245,7 +244,7 @@ async def test_tasks_are_answered_with_events_and_acked(world: _World) -> None:
     await eventually(all_acked, _WAIT_S)
 
 
-async def test_a_file_is_checked_with_the_prompts_that_its_gateway_knew(world: _World) -> None:
+async def test_a_file_is_checked_with_all_prompts_acknowledged_before(world: _World) -> None:
     await world.prompt(1, "Hi {{name}}")
     await world.start()
     await world.intake("direct", [_line(1), _prompt_line(2)])
@@ -253,12 +252,12 @@ async def test_a_file_is_checked_with_the_prompts_that_its_gateway_knew(world: _
     assert first.prompts == (PinnedPrompt(slug="greet", version=1, lines=1),)
     # The worker has read the topic by now; what is published next it has to wait for.
     for revision in range(2, 30):
-        end = await world.prompt(revision, f"Hi {{{{name}}}} {revision}")
+        await world.prompt(revision, f"Hi {{{{name}}}} {revision}")
         lines = [_prompt_line(1), _prompt_line(2, prompt_version=1), _line(3)]
-        await world.intake(f"batch-{revision}", lines, prompt_offset=end)
+        await world.intake(f"batch-{revision}", lines)
     later = (await world.answers(BatchValidated, 29))[1:]
     for event in later:
-        # Not older than what the gateway knew; newer it may be.
+        # Not older than what was acknowledged before the task; newer it may be.
         assert event.prompts[0].version >= int(event.batch_id.removeprefix("batch-"))
         offset, length = pins_range(event.total, event.plan.size_bytes)
         pins = decode_pins(await world.store.get_range(event.plan.key, offset, length))
@@ -266,14 +265,13 @@ async def test_a_file_is_checked_with_the_prompts_that_its_gateway_knew(world: _
         assert f'name}}}} {pins[0].version}"'.encode() in pins[0].messages
 
 
-async def test_a_task_is_not_answered_before_its_prompts_are_there(world: _World) -> None:
+async def test_a_version_that_is_not_there_is_an_error_at_once(world: _World) -> None:
     await world.prompt(1, "Hi {{name}}")
     await world.start()
     await world.intake("first", [_prompt_line(1)])
     await world.answers(BatchValidated)
-    await world.intake("unknown", [_prompt_line(1, prompt_version=2)], prompt_offset=2)
-    await world.intake("anew", [_prompt_line(1, prompt_version=2)], prompt_offset=10**9)
-    rejected = await world.answers(BatchRejected, 2)
+    await world.intake("unknown", [_prompt_line(1, prompt_version=2)])
+    rejected = await world.answers(BatchRejected, 1)
     assert {(e.code, e.param) for event in rejected for e in event.errors} == {
         ("invalid_request", "body.prompt_version")
     }

@@ -54,7 +54,6 @@ def create(
     purpose: str = "batch",
     input_key: str = "files/tenant-a/file-1",
     input_bytes: int = 1000,
-    prompt_offset: int = 0,
     priority: int = 0,
 ) -> BatchCreate:
     """A create command."""
@@ -71,7 +70,6 @@ def create(
         window_s=window_s,
         metadata={"for": "tests"},
         request_hash="0" * 64,
-        prompt_offset=prompt_offset,
         priority=priority,
     )
 

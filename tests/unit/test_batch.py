@@ -156,15 +156,6 @@ def test_a_batch_shows_the_prompts_of_its_first_validation_to_the_end() -> None:
     assert [s.unused_variables for s in done.snapshots] == [0, 3, 3, 3]
 
 
-def test_intake_learns_how_far_the_gateway_had_read_the_prompts() -> None:
-    started = run(create(prompt_offset=77))
-    (task,) = started.restart().tasks
-    assert isinstance(task, IntakeTask)
-    assert task.prompt_offset == 77
-    assert started.row is not None
-    assert started.row.prompt_offset == 77
-
-
 def test_events_of_an_unknown_batch_change_nothing() -> None:
     unknown: list[Event] = [
         cancel(),
@@ -362,7 +353,7 @@ def test_output_files_expire_after_thirty_days_or_as_asked() -> None:
 @pytest.mark.parametrize("taken", range(1, 6))
 def test_a_row_holds_the_whole_state_until_the_batch_ends(taken: int) -> None:
     events = (
-        create(prompt_offset=5),
+        create(),
         validated(600, prompts=pinned(("s", 1, 600)), unused_variables=2),
         segment([outcome(0), outcome(513)]),
         window_ended(),

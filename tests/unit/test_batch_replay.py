@@ -107,7 +107,7 @@ others = st.sampled_from(_OTHERS)
 @st.composite
 def logs(draw: st.DrawFn) -> list[Entry]:
     """Logs that get somewhere: created, validated, then anything."""
-    events: list[Event] = [create(prompt_offset=9), *draw(st.lists(others, max_size=2))]
+    events: list[Event] = [create(), *draw(st.lists(others, max_size=2))]
     events.append(draw(st.sampled_from(VALIDATIONS)))
     events += draw(st.lists(segments | segments | others, max_size=8))
     if draw(st.booleans()):

@@ -62,11 +62,11 @@ class _Prompts:
 
     def __init__(self) -> None:
         self.book = PromptBook()
-        self.waited_for: list[tuple[int, str]] = []
+        self.waited_for: list[str] = []
         self.arrive: Callable[[], None] = lambda: None
 
-    async def read_to(self, offset: int, batch_id: str) -> None:
-        self.waited_for.append((offset, batch_id))
+    async def read_all(self, batch_id: str) -> None:
+        self.waited_for.append(batch_id)
         await asyncio.sleep(0)
         self.arrive()
 
@@ -225,18 +225,18 @@ async def test_the_event_tells_which_prompts_the_plan_holds() -> None:
     assert [pin.slug for pin in decode_pins(plan[offset : offset + length])] == ["greet"]
 
 
-async def test_a_file_is_checked_only_when_the_prompts_that_its_gateway_knew_are_there() -> None:
+async def test_a_file_is_checked_only_when_all_prompts_of_now_are_there() -> None:
     setup = _Setup(_prompt_line(1, name="A"))
     book = setup.prompts.book
     setup.prompts.arrive = lambda: book.write("greet", {1: "Hi {{name}}"}, published=1)
-    event = await setup.run(prompt_offset=17)
+    event = await setup.run()
     assert isinstance(event, BatchValidated)
-    assert setup.prompts.waited_for == [(17, "batch_1")]
+    assert setup.prompts.waited_for == ["batch_1"]
 
 
 async def test_a_file_without_prompts_waits_for_none() -> None:
     setup = _Setup(_line(1, size=5000) + _line(2))
-    assert isinstance(await setup.run(prompt_offset=17), BatchValidated)
+    assert isinstance(await setup.run(), BatchValidated)
     assert setup.prompts.waited_for == []
 
 
@@ -258,7 +258,7 @@ async def test_a_prompt_is_waited_for_wherever_the_store_cuts(chunk: int, name: 
     event = await setup.run()
     assert isinstance(event, BatchValidated)
     assert event.prompts[0].lines == 1
-    assert setup.prompts.waited_for == [(0, "batch_1")]
+    assert setup.prompts.waited_for == ["batch_1"]
 
 
 async def test_another_tenants_prompt_is_not_found() -> None:

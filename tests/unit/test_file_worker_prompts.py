@@ -110,9 +110,9 @@ class _World:
     def resolve(self, version: int | None = None) -> Resolved | Unresolved:
         return self.prompts.of("t")("s", version)
 
-    async def waits(self, offset: int) -> asyncio.Task[None]:
-        """A file that waits for that offset, after everybody had many turns."""
-        task = asyncio.create_task(self.prompts.read_to(offset, "batch_1"))
+    async def waits(self) -> asyncio.Task[None]:
+        """A file that waits, after everybody had many turns."""
+        task = asyncio.create_task(self.prompts.read_all("batch_1"))
         for _ in range(50):
             await asyncio.sleep(0)
         return task
@@ -137,19 +137,11 @@ async def test_all_that_is_there_is_known_before_the_first_task(world: _World) -
     assert isinstance(world.prompts.of("u")("s", None), Unresolved)
 
 
-async def test_what_was_read_needs_no_waiting_and_no_question(world: _World) -> None:
-    asked = world.topic.asked
-    world.topic.hold()
-    await world.prompts.read_to(1, "batch_1")
-    await world.prompts.read_to(2, "batch_1")
-    assert world.topic.asked == asked
-
-
-async def test_a_file_waits_until_its_gateways_prompts_are_read(world: _World) -> None:
+async def test_a_file_waits_until_all_prompts_of_now_are_read(world: _World) -> None:
     world.topic.hold()
     await asyncio.sleep(0)
     world.topic.log += [_version("b"), _head(2, "a", "b")]
-    waiting = await world.waits(4)
+    waiting = await world.waits()
     assert not waiting.done()
     world.topic.go_on()
     await waiting
@@ -158,24 +150,9 @@ async def test_a_file_waits_until_its_gateways_prompts_are_read(world: _World) -
     assert resolved.number == 2
 
 
-async def test_a_direct_producers_file_waits_for_the_present_end(world: _World) -> None:
-    world.topic.hold()
-    await asyncio.sleep(0)
-    world.topic.log += [_version("b"), _head(2, "a", "b")]
-    waiting = await world.waits(0)
-    assert not waiting.done()
-    world.topic.go_on()
-    await waiting
-    assert isinstance(world.resolve(2), Resolved)
-
-
-async def test_an_offset_beyond_a_topic_that_was_made_anew_delays_nobody(world: _World) -> None:
-    await world.prompts.read_to(1_000_000, "batch_1")
-
-
 async def test_tombstones_take_versions_away(world: _World) -> None:
     world.topic.log.append((_version("a")[0], None))
-    await world.prompts.read_to(3, "batch_1")
+    await world.prompts.read_all("batch_1")
     assert isinstance(world.resolve(1), Unresolved)
 
 
@@ -185,7 +162,7 @@ async def test_a_broker_in_trouble_is_waited_out_and_told_without_content(world:
     with capture_logs() as logs:
         world.topic.log += [_version("b"), _head(2, "a", "b")]
         world.topic.failures = 5
-        waiting = await world.waits(4)
+        waiting = await world.waits()
         world.topic.go_on()
         await waiting
     assert isinstance(world.resolve(2), Resolved)
@@ -198,7 +175,7 @@ async def test_a_file_that_waits_says_so(world: _World) -> None:
     await asyncio.sleep(0)
     world.topic.log.append(_version("b"))
     with capture_logs() as logs:
-        waiting = asyncio.create_task(world.prompts.read_to(3, "batch_1"))
+        waiting = asyncio.create_task(world.prompts.read_all("batch_1"))
         await eventually(lambda: logs)
         world.topic.go_on()
         await waiting
@@ -215,7 +192,7 @@ async def test_a_start_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -
     with capture_logs() as logs:
         await world.prompts.on_start()
     assert [entry["action"] for entry in logs] == ["catch_up_late"]
-    await world.prompts.read_to(2, "batch_1")
+    await world.prompts.read_all("batch_1")
     assert isinstance(world.resolve(), Resolved)
     await world.prompts.on_stop()
 
@@ -224,9 +201,9 @@ async def test_a_waiting_file_can_be_given_up(world: _World) -> None:
     world.topic.hold()
     await asyncio.sleep(0)
     world.topic.log.append(_version("b"))
-    waiting = await world.waits(3)
+    waiting = await world.waits()
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
     world.topic.go_on()
-    await world.prompts.read_to(3, "batch_2")
+    await world.prompts.read_all("batch_2")
