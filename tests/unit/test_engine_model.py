@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streams.simulator.engine import Engine, EngineRequest, EngineSpec, Lane, Step
@@ -153,6 +153,7 @@ def test_an_idle_engine_has_no_step_to_end() -> None:
         Engine(SIMPLE).end_step()
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     priority=st.booleans(),

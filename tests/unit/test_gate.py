@@ -167,7 +167,7 @@ def test_a_slower_engine_is_learnt_anew() -> None:
     before = bench.gate.plan.baseline_s
     bench.a *= 2
     bench.b *= 2
-    bench.learn(1200)
+    bench.learn(950)
     assert bench.gate.plan is not None
     assert bench.gate.plan.baseline_s > 1.6 * before
 
