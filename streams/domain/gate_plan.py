@@ -39,7 +39,7 @@ SITUATIONS = len(_SILENCES) + len(_LEVELS)
 _BORROWED = 40.0
 _BORROWED_IN_SILENCE = 5.0
 #: A P99 of some thousand calls is not known better than this: the line is drawn so much lower.
-_DOUBT = 0.015
+_DOUBT = 0.025
 #: Long steps that a call meets when batch is aborted for it: the rest of the one that runs, and now
 #: and then the one that was planned before the abort was heard.
 _STEPS_UNTIL_ABORT = 1.0
@@ -187,19 +187,41 @@ def make_plan(window: Window, curve: Curve, aim: Aim, spend: float, trusted: flo
     total = sum(met.weight for met in calls)
     if total < 1:
         return None
-    factors = [met.ttft_s / max(curve.ttft_s(met.realtime + met.batch), 1e-9) for met in calls]
+    lucks = [_luck(met, curve) for met in calls]
     alone = [
-        (factor * curve.ttft_s(curve.alone(met.realtime, met.lately)), met.weight)
-        for factor, met in zip(factors, calls, strict=True)
+        (_with_luck(curve.ttft_s(curve.alone(met.realtime, met.lately)), luck), met.weight)
+        for luck, met in zip(lucks, calls, strict=True)
     ]
     baseline = weighted_quantile(alone, aim.quantile)
     line = baseline * (1 + max(aim.target - _DOUBT, aim.target / 2))
     slow = sum(met.weight for met in calls if met.ttft_s > line) / total
     alone_slow = sum(weight for ttft_s, weight in alone if ttft_s > line) / total
-    prices = _Prices(window.seconds(), calls, factors, curve, line, aim, trusted)
+    prices = _Prices(window.seconds(), calls, lucks, curve, line, aim, trusted)
     running = prices.solve(spend * max(0.0, 1 - aim.quantile - alone_slow) * total)
     measured = weighted_quantile([(met.ttft_s, met.weight) for met in calls], aim.quantile)
     return Plan(running, baseline, line, measured, slow, alone_slow, round(total))
+
+
+def _luck(met: Met, curve: Curve) -> float:
+    """How far a call was from the curve, in a measure that carries over to other numbers of
+    sequences.
+
+    Part of a call's luck grows with the step (when in a step it came), part does not (how long
+    its prompt is): half-way between, it grows with the root of the expected time.
+    """
+    expected_s = max(curve.ttft_s(met.realtime + met.batch), 1e-9)
+    return (met.ttft_s - expected_s) / math.sqrt(expected_s)
+
+
+def _with_luck(expected_s: float, luck: float) -> float:
+    """The time that a call of that luck takes where so much is expected."""
+    return max(0.0, expected_s + luck * math.sqrt(expected_s))
+
+
+def _without_luck(ttft_s: float, luck: float) -> float:
+    """The inverse: what must be expected for a call of that luck to take so long."""
+    root = (math.sqrt(luck * luck + 4 * ttft_s) - luck) / 2
+    return root * root
 
 
 class _Prices:
@@ -209,7 +231,7 @@ class _Prices:
         self,
         seconds: Sequence[float],
         calls: Sequence[Met],
-        factors: Sequence[float],
+        lucks: Sequence[float],
         curve: Curve,
         line_s: float,
         aim: Aim,
@@ -221,10 +243,10 @@ class _Prices:
         pool: list[tuple[float, float]] = []
         woken: list[tuple[float, float]] = []
         per_sequence = max(_STEPS_UNTIL_ABORT * curve.b, 1e-9)
-        for met, factor in zip(calls, factors, strict=True):
-            bearable = curve.running_at(line_s / factor)
+        for met, luck in zip(calls, lucks, strict=True):
+            bearable = curve.running_at(_without_luck(line_s, luck))
             pool.append((bearable, met.weight))
-            woken.append(((line_s - factor * curve.ttft_s(0)) / per_sequence, met.weight))
+            woken.append(((line_s - _with_luck(curve.ttft_s(0), luck)) / per_sequence, met.weight))
             if met.aborted:
                 bearable = met.realtime + met.batch + (line_s - met.ttft_s) / per_sequence
             own[met.situation].append((bearable - met.grown, met.weight))
