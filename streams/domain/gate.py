@@ -299,8 +299,12 @@ class Gate:
         aborted = self._aborted_at_s > sent_at_s - self._call_s
         then_s = sent_at_s - (_REACTION_S if aborted else self._call_s)
         known = self._realtime.at(then_s)
-        grown = realtime + batch - known - self._batch.at(then_s)
         where = situation(round(known), max(0.0, then_s - self._silent_since.at(then_s)))
+        running_then = known + self._batch.at(then_s)
+        if self._plan is not None and not aborted:
+            # What was planned is what the next plan can change, not what was left from before.
+            running_then = max(known, self._plan.running[where])
+        grown = realtime + batch - running_then
         lately = self._batch_lately.at(sent_at_s)
         fresh = aborted and sent_at_s - self._aborted_at_s < _REACTION_S
         if not fresh:
@@ -350,7 +354,7 @@ class Gate:
             self._call_s = self._window.call_s()
             free = max(1e-3, 1 - aim.quantile - plan.alone_too_slow)
             used = (plan.too_slow - plan.alone_too_slow) / free
-            self._spend = min(2.5, max(0.3, 1 + 2 * (0.9 - used)))
+            self._spend = min(2.0, max(0.15, 1 + 2 * (0.8 - used)))
 
     def _forget_gone(self, now_s: float) -> None:
         newest = max((load.at_s for load in self._workers.values()), default=now_s)

@@ -34,6 +34,9 @@ _KEPT = 96
 _SILENCES = (0.0, 0.5, 2.0, 8.0, 30.0)
 #: ... or real-time calls in flight, at least.
 _LEVELS = (1, 2, 3, 5, 7, 10, 14, 19, 26, 36, 50, 70, 100, 140, 200, 280, 400)
+#: Situations of long silence, and what part of the slow calls is theirs.
+_LONG_SILENCES = 2
+_FOR_SILENCE = 0.6
 SITUATIONS = len(_SILENCES) + len(_LEVELS)
 #: A situation with few calls of its own borrows the spread of all calls, as so many of its own.
 _BORROWED = 40.0
@@ -197,7 +200,7 @@ def make_plan(window: Window, curve: Curve, aim: Aim, spend: float, trusted: flo
     slow = sum(met.weight for met in calls if met.ttft_s > line) / total
     alone_slow = sum(weight for ttft_s, weight in alone if ttft_s > line) / total
     prices = _Prices(window.seconds(), calls, lucks, curve, line, aim, trusted)
-    running = prices.solve(spend * max(0.0, 1 - aim.quantile - alone_slow) * total)
+    running = prices.solve(max(0.0, 1 - aim.quantile - alone_slow) * total, spend)
     measured = weighted_quantile([(met.ttft_s, met.weight) for met in calls], aim.quantile)
     return Plan(running, baseline, line, measured, slow, alone_slow, round(total))
 
@@ -266,24 +269,33 @@ class _Prices:
             for i in range(SITUATIONS)
         ]
 
-    def solve(self, allowed: float) -> list[float]:
-        """Sequences by situation at the lowest price at which batch makes few enough calls slow."""
-        low, high = 0.0, 1e9
-        for _ in range(30):
-            price = math.sqrt(max(low, 1e-6) * high)
-            if sum(slow for _, slow in self._take(price)) > allowed:
-                low = price
-            else:
-                high = price
-        running = _filled([choice for choice, _ in self._take(high)], self._seconds)
-        return _falling(running, self._seconds)
+    def solve(self, free: float, spend: float) -> list[float]:
+        """Sequences by situation. free: calls that batch may make slow, in all.
 
-    def _take(self, price: float) -> list[tuple[float, float]]:
-        taken = []
-        for choices in self._choices:
-            best = max(choices, key=lambda c: c[1] - price * c[2])
-            taken.append((best[0], best[2]))
-        return taken
+        Long silences have their own part of these, whatever the correction: a mistake about busy
+        times must not empty the engine when nobody is there.
+        """
+        quiet = _taken(self._choices[:_LONG_SILENCES], _FOR_SILENCE * free)
+        others = _taken(self._choices[_LONG_SILENCES:], spend * free)
+        return _falling(_filled(quiet + others, self._seconds), self._seconds)
+
+
+def _taken(
+    situations: Sequence[Sequence[tuple[float, float, float]]], allowed: float
+) -> list[float]:
+    """The best choices at the lowest price at which they make no more calls slow than allowed."""
+
+    def take(price: float) -> list[tuple[float, float, float]]:
+        return [max(choices, key=lambda c: c[1] - price * c[2]) for choices in situations]
+
+    low, high = 0.0, 1e9
+    for _ in range(30):
+        price = math.sqrt(max(low, 1e-6) * high)
+        if sum(slow for _, _, slow in take(price)) > allowed:
+            low = price
+        else:
+            high = price
+    return [running for running, _, _ in take(high)]
 
 
 class _Tail:
