@@ -41,7 +41,11 @@ class Process:
     """One role process and what it has said."""
 
     def __init__(
-        self, settings: Settings, arguments: tuple[str, ...], instance: str, session_s: float
+        self,
+        settings: Settings,
+        arguments: tuple[str, ...],
+        instance: str,
+        session_s: float = SESSION_S,
     ) -> None:
         self.folder = settings.data_dir
         count = len(list(self.folder.glob("*.out")))
