@@ -256,6 +256,7 @@ class _Prices:
         all_calls = _Tail(pool)
         all_woken = _Tail(woken) if aim.can_abort else all_calls
         self._seconds = seconds
+        self._can_abort = aim.can_abort
         self._choices = [
             _choices(
                 i,
@@ -273,10 +274,12 @@ class _Prices:
         """Sequences by situation. free: calls that batch may make slow, in all.
 
         Long silences have their own part of these, whatever the correction: a mistake about busy
-        times must not empty the engine when nobody is there.
+        times must not empty the engine when nobody is there. Not so where batch can't be aborted:
+        then the end of a silence costs more calls than a plan can tell.
         """
-        quiet = _taken(self._choices[:_LONG_SILENCES], _FOR_SILENCE * free)
-        others = _taken(self._choices[_LONG_SILENCES:], spend * free)
+        own_part = _LONG_SILENCES if self._can_abort else 0
+        quiet = _taken(self._choices[:own_part], _FOR_SILENCE * free)
+        others = _taken(self._choices[own_part:], spend * free)
         return _falling(_filled(quiet + others, self._seconds), self._seconds)
 
 
