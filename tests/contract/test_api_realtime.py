@@ -337,6 +337,12 @@ async def test_a_client_that_goes_away_in_the_middle_of_a_stream_ends_its_call(
         await eventually(lambda: worker.upstream.running == 0)
 
 
+def _cancelled(gateway: GatewayUnderTest) -> list[str]:
+    """Requests that were cancelled; a gateway that starts cancels all of before, without an id."""
+    cancels = [read.record for read in gateway.log.of(REALTIME_CANCEL)]
+    return [cancel.request_id for cancel in cancels if isinstance(cancel, RealtimeCancel)]
+
+
 async def test_a_client_that_reads_too_slowly_is_cut_off() -> None:
     settings = Settings(realtime_buffer_bytes=64 * 1024)
     flood = Events(tuple(b"data: " + b"x" * 60_000 + b"\n\n" for _ in range(200)), pause_s=0.001)
@@ -350,11 +356,12 @@ async def test_a_client_that_reads_too_slowly_is_cut_off() -> None:
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\n"
             b"Content-Length: %d\r\n\r\n%b" % (gateway.keys["acme"].encode(), len(body), body)
         )
-        await eventually(lambda: worker.upstream.running == 1)
-        await eventually(lambda: worker.upstream.running == 0)
-        cancels = [r.record for r in gateway.log.of(REALTIME_CANCEL)]
-        assert any(isinstance(c, RealtimeCancel) and c.request_id for c in cancels)
-        writer.close()
+        try:
+            # The call itself may be over before anybody has looked at it.
+            await eventually(lambda: any(_cancelled(gateway)))
+            await eventually(lambda: worker.upstream.running == 0)
+        finally:
+            writer.transport.abort()
         del reader
 
 
