@@ -12,7 +12,7 @@ import msgspec
 from api import checks
 from api.errors import InvalidRequest
 from api.upload import MAX_EXPIRY_S, MIN_EXPIRY_S
-from streams.domain.batch_control import MAX_PRIORITY, MIN_PRIORITY
+from streams.domain.batch.control import MAX_PRIORITY, MIN_PRIORITY
 
 #: Endpoints whose requests a batch may hold.
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")

@@ -22,9 +22,9 @@ from api import checks
 from api.body import not_json, not_object, read_body
 from api.create_request import CreateRequest, parse
 from api.errors import InvalidRequest
-from streams.domain.intake_lines import MAX_MODEL_CHARS
-from streams.domain.prompt_lines import DEFAULT_ENDPOINT, PromptRef
-from streams.domain.prompt_request import MAX_VERSION, PROMPT_ENDPOINTS
+from streams.domain.intake.lines import MAX_MODEL_CHARS
+from streams.domain.prompts.lines import DEFAULT_ENDPOINT, PromptRef
+from streams.domain.prompts.request import MAX_VERSION, PROMPT_ENDPOINTS
 
 #: Largest body of this route.
 MAX_BATCH_BODY_BYTES = 32 * 1024 * 1024

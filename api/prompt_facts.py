@@ -7,7 +7,7 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 from schemas.records import PromptVersion
-from streams.domain.prompt import Prompt, PromptError, compile_prompt
+from streams.domain.prompts.prompt import Prompt, PromptError, compile_prompt
 
 _CACHED = 1000
 #: The largest templates take a good part of a second, which all requests would share.

@@ -13,9 +13,9 @@ from api.prompt_request import RenderRequest
 from api.views import JSON
 from schemas.errors import LINE_MESSAGES, LineCode
 from schemas.records import PromptVersion
-from streams.domain.prompt import Prompt, PromptError, VariableRefusal
-from streams.domain.prompt_request import PROMPT_ENDPOINTS
-from streams.domain.prompt_template import (
+from streams.domain.prompts.prompt import Prompt, PromptError, VariableRefusal
+from streams.domain.prompts.request import PROMPT_ENDPOINTS
+from streams.domain.prompts.template import (
     RenderError,
     RenderFailed,
     RenderTimeout,

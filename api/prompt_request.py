@@ -24,8 +24,8 @@ from api.errors import InvalidRequest, PreconditionFailed
 from api.gateway import GATEWAY
 from api.prompt_facts import Facts, facts_of
 from schemas.records import PromptHead
-from streams.domain.prompt import PromptError
-from streams.domain.prompt_request import (
+from streams.domain.prompts.prompt import PromptError
+from streams.domain.prompts.request import (
     MAX_VERSION,
     PROMPT_ENDPOINTS,
     SLUG_FIELDS,

@@ -27,7 +27,7 @@ from api.prompt_request import IfMatch, PromptRequest, VersionRequest
 from schemas.records import PromptHead, PromptVersion, PromptVersionRef
 from schemas.topics import PROMPT
 from streams.domain import ids
-from streams.domain.prompt_registry import head_key, listed, version_key
+from streams.domain.prompts.registry import head_key, listed, version_key
 
 log = structlog.get_logger(__name__)
 

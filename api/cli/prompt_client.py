@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 
 from api.cli.failure import Misuse, ServerRefused
 from api.cli.http import HTTP, Json
-from streams.domain.prompt_request import is_slug
+from streams.domain.prompts.request import is_slug
 
 _PAGE = 100
 _REMEDIES = {

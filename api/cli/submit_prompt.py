@@ -16,8 +16,8 @@ from api.cli.prompt_client import PromptClient, checked_slug
 from api.cli.rows import Rows, open_rows
 from api.cli.terminal import console, is_live, note
 from api.cli.view import size
-from streams.domain.prompt_lines import DEFAULT_ENDPOINT, PromptRef, RowError, batch_lines
-from streams.domain.prompt_request import PROMPT_ENDPOINTS
+from streams.domain.prompts.lines import DEFAULT_ENDPOINT, PromptRef, RowError, batch_lines
+from streams.domain.prompts.request import PROMPT_ENDPOINTS
 
 #: Rows between two looks at the progress.
 _SHOW_EVERY = 1000

@@ -18,8 +18,8 @@ import msgspec
 
 from api.read_model.prompt_rows import Statement
 from schemas.records import BatchChange, BatchPause, BatchResume, BatchSnapshot, BatchStatus
-from streams.domain.batch_control import MAX_COMMANDS, Control, changed
-from streams.domain.batch_state import Terms
+from streams.domain.batch.control import MAX_COMMANDS, Control, changed
+from streams.domain.batch.state import Terms
 from streams.kafka.reader import ReadRecord
 
 CONTROL_TABLES = """

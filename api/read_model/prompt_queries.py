@@ -9,7 +9,7 @@ import aiosqlite
 import msgspec
 
 from schemas.records import PromptHead, PromptVersion
-from streams.domain.prompt_registry import version_key
+from streams.domain.prompts.registry import version_key
 
 _heads = msgspec.msgpack.Decoder(PromptHead)
 

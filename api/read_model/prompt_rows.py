@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from schemas.records import PromptHead, PromptVersion
-from streams.domain.prompt_registry import version_key
+from streams.domain.prompts.registry import version_key
 from streams.kafka.reader import ReadRecord
 
 PROMPT_TABLES = """

@@ -15,7 +15,7 @@ from api.gateway import GATEWAY, Gateway
 from api.prompt_preview import compiled, filled_texts, refused, render_errors
 from api.realtime.lane import Asked
 from api.routes.prompt_versions import found_version
-from streams.domain.prompt_request import PromptUse, UseError, prompt_use
+from streams.domain.prompts.request import PromptUse, UseError, prompt_use
 
 #: Largest body of a request.
 MAX_BODY_BYTES = 2 * 1024 * 1024

@@ -20,7 +20,7 @@ from api.read_model.control_rows import CHANGEABLE, PAUSABLE, with_control
 from api.routes.batches import found_batch
 from schemas.records import BatchChange, BatchPause, BatchResume, BatchSnapshot, BatchStatus
 from schemas.topics import BATCH_COMMAND
-from streams.domain.batch_control import MAX_LIFE_MS, Control
+from streams.domain.batch.control import MAX_LIFE_MS, Control
 from streams.domain.ids import new_command_id
 
 _KNOWN = ("priority", "expires_at")

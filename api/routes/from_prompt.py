@@ -22,9 +22,9 @@ from api.upload import store_lines
 from schemas.records import BatchSnapshot, FileRecord
 from schemas.topics import FILE
 from streams.domain.ids import idempotent_file_id
-from streams.domain.prompt import Prompt
-from streams.domain.prompt_lines import RowError, batch_lines
-from streams.domain.prompt_request import is_slug
+from streams.domain.prompts.lines import RowError, batch_lines
+from streams.domain.prompts.prompt import Prompt
+from streams.domain.prompts.request import is_slug
 
 log = structlog.get_logger(__name__)
 

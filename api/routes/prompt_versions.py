@@ -16,8 +16,8 @@ from api.prompt_request import IfMatch, etag, read_render, read_version
 from api.routes.paging import paging
 from api.routes.prompts import found_prompt, slug_of
 from schemas.records import PromptHead, PromptVersion, PromptVersionRef
-from streams.domain.prompt_registry import listed
-from streams.domain.prompt_request import MAX_VERSION
+from streams.domain.prompts.registry import listed
+from streams.domain.prompts.request import MAX_VERSION
 
 _DEFAULT_LIMIT = 20
 _MAX_LIMIT = 100

@@ -11,8 +11,8 @@ from api.prompt_facts import Facts
 from api.prompt_request import IfMatch, etag, read_patch, read_prompt, read_published
 from api.routes.paging import paging, unknown_after
 from schemas.records import PromptHead
-from streams.domain.prompt_registry import listed
-from streams.domain.prompt_request import is_slug
+from streams.domain.prompts.registry import listed
+from streams.domain.prompts.request import is_slug
 
 _DEFAULT_LIMIT = 20
 _MAX_LIMIT = 100

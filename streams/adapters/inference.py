@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 from yarl import URL
 
-from streams.domain.outcome import Answer
+from streams.domain.outcome.judge import Answer
 from streams.domain.upstreams import Upstream, UpstreamTableError
 from streams.ports.inference import (
     BadAnswerError,

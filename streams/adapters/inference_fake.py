@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from streams.domain.outcome import Answer
+from streams.domain.outcome.judge import Answer
 from streams.ports.inference import (
     BadAnswerError,
     BlipError,

@@ -19,8 +19,8 @@ from streams.domain import keys
 from streams.domain.clock import Clock
 from streams.domain.failures import FailureReason
 from streams.domain.ids import new_claim_id
-from streams.domain.outcome import Answer, Attempt, Judge
-from streams.domain.outcome_retry import RetryPolicy
+from streams.domain.outcome.judge import Answer, Attempt, Judge
+from streams.domain.outcome.retry import RetryPolicy
 from streams.domain.upstreams import Upstream, upstream_names
 from streams.kafka.failpoint import reach
 from streams.ports.inference import BlipError, InferenceClient, InferenceError

@@ -21,10 +21,10 @@ from streams.batch_worker.prompts import PromptCache
 from streams.batch_worker.request import MAX_MODEL_CHARS, Request, Unsendable
 from streams.domain.clock import Clock
 from streams.domain.failures import FailureReason
-from streams.domain.prompt import Prompt
-from streams.domain.prompt_pins import PinsError
-from streams.domain.prompt_request import UseError, prompt_use
-from streams.domain.prompt_template import RenderFailed, RenderTimeout, RenderTooLarge
+from streams.domain.prompts.pins import PinsError
+from streams.domain.prompts.prompt import Prompt
+from streams.domain.prompts.request import UseError, prompt_use
+from streams.domain.prompts.template import RenderFailed, RenderTimeout, RenderTooLarge
 from streams.rendering.renderer import RendererStoppedError
 
 

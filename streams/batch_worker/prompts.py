@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from schemas.records import ClaimCheck
 from streams.batch_worker.stored import read_claim
 from streams.domain.clock import Clock
-from streams.domain.prompt import Prompt, PromptError, compile_prompt
-from streams.domain.prompt_pins import Pin, PinsError, decode_pins
+from streams.domain.prompts.pins import Pin, PinsError, decode_pins
+from streams.domain.prompts.prompt import Prompt, PromptError, compile_prompt
 from streams.ports.object_store import ObjectStore
 
 #: Plans kept at most, and about how much memory their versions may take together.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from streams.domain.failures import FailureReason
-from streams.domain.outcome_render import NO_CUSTOM_ID
+from streams.domain.outcome.render import NO_CUSTOM_ID
 from streams.domain.upstreams import renamed
 
 #: A model's name is cut to this in outcomes; the body keeps it whole.

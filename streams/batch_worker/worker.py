@@ -24,7 +24,7 @@ from streams.batch_worker.pool import Pool
 from streams.batch_worker.publisher import OutcomePublisher, Send
 from streams.domain.clock import Clock
 from streams.domain.failures import FailureReason
-from streams.domain.outcome_retry import RetryPolicy, pause_s
+from streams.domain.outcome.retry import RetryPolicy, pause_s
 from streams.domain.upstreams import UpstreamTable, templates_pool
 
 #: How long the broker has to take the last outcomes when the worker stops.

@@ -13,8 +13,8 @@ from typing import cast
 from schemas.partitions import partition_for
 from schemas.records import BatchRow, ChunkRow
 from streams.controller.ports import Cause, Rows
-from streams.domain.batch_row import from_row, to_row
-from streams.domain.batch_state import Batch, Ended, Live
+from streams.domain.batch.row import from_row, to_row
+from streams.domain.batch.state import Batch, Ended, Live
 from streams.domain.ledger import Ledger, chunk_key
 from streams.domain.ledger import from_row as ledger_from_row
 from streams.domain.ledger import to_row as ledger_to_row

@@ -17,7 +17,7 @@ from schemas.records import BatchCancel, BatchChange, BatchCreate
 from schemas.topics import BATCH_EVENT
 from streams.controller.ports import Sender
 from streams.controller.queued import Queued
-from streams.domain.batch_control import MAX_PRIORITY, MIN_PRIORITY, Control, allowed
+from streams.domain.batch.control import MAX_PRIORITY, MIN_PRIORITY, Control, allowed
 from streams.kafka.failpoint import reach
 from streams.kafka.role import Consumed
 

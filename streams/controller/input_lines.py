@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from schemas.records import ClaimCheck, ObjectRef, ReadyLine
-from streams.domain.dispatch_slice import LineAt, Picked
+from streams.domain.dispatch.slice import LineAt, Picked
 from streams.domain.plan import PlanError, pins_range, read_rows, rows_range
 from streams.ports.object_store import ObjectStore
 

@@ -26,8 +26,7 @@ from streams.controller.books import Books
 from streams.controller.ports import Cause, Guard, Sender
 from streams.controller.queued import Queued
 from streams.controller.snapshots import Snapshots
-from streams.domain.batch import Entry, Event, fold
-from streams.domain.batch_effects import (
+from streams.domain.batch.effects import (
     CloseLines,
     Effect,
     OpenLines,
@@ -38,7 +37,8 @@ from streams.domain.batch_effects import (
     SettleLines,
     SteerLines,
 )
-from streams.domain.batch_state import Batch, Ended
+from streams.domain.batch.machine import Entry, Event, fold
+from streams.domain.batch.state import Batch, Ended
 from streams.domain.ledger import Ledger
 from streams.kafka.failpoint import reach
 from streams.kafka.role import Consumed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from schemas.metrics import BATCHES_ENDED, EVENTS_FOLDED, LINES_ACCEPTED, Metrics
 from schemas.records import BatchStatus
 from streams.controller.log import Step
-from streams.domain.batch_effects import PublishSnapshot, RecordUsage
+from streams.domain.batch.effects import PublishSnapshot, RecordUsage
 
 _FINAL = frozenset(
     {BatchStatus.COMPLETED, BatchStatus.FAILED, BatchStatus.EXPIRED, BatchStatus.CANCELLED}

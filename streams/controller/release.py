@@ -23,12 +23,12 @@ from streams.controller.log import LineEffect
 from streams.controller.outstanding import FoundSlice
 from streams.controller.ports import Guard, Sender
 from streams.controller.routes import Routes
-from streams.domain.batch_effects import CloseLines, OpenLines, SettleLines, SteerLines
-from streams.domain.batch_state import InProgress, Request
+from streams.domain.batch.effects import CloseLines, OpenLines, SettleLines, SteerLines
+from streams.domain.batch.state import InProgress, Request
 from streams.domain.clock import Clock
-from streams.domain.dispatch import Dispatcher, Want
-from streams.domain.dispatch_lane import OpenBatch
-from streams.domain.dispatch_slice import Slice
+from streams.domain.dispatch.dispatcher import Dispatcher, Want
+from streams.domain.dispatch.lane import OpenBatch
+from streams.domain.dispatch.slice import Slice
 from streams.domain.ledger import Ledger, bitmap
 from streams.domain.plan import PlanError
 from streams.kafka.failpoint import reach

@@ -13,7 +13,7 @@ from schemas.records import BatchSnapshot
 from schemas.topics import BATCH_STATUS
 from streams.controller.books import Books
 from streams.controller.ports import Guard, Sender
-from streams.domain.batch_row import snapshot_of
+from streams.domain.batch.row import snapshot_of
 
 #: Counts of a running batch are published this often.
 PERIOD_S = 1.0

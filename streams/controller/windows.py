@@ -13,7 +13,7 @@ from schemas.records import BatchWindowEnded
 from schemas.topics import BATCH_EVENT
 from streams.controller.books import Books
 from streams.controller.ports import Sender
-from streams.domain.batch_state import Batch, Cancelling, Ended
+from streams.domain.batch.state import Batch, Cancelling, Ended
 from streams.domain.clock import Clock
 
 #: The wall clock may jump, so it is looked at this often even if no window is near its end.

@@ -22,7 +22,7 @@ from msgspec import Raw
 
 from schemas.errors import LineCode
 from schemas.records import AssembleReason, AssembleTask, OutcomeKind
-from streams.domain import outcome_render
+from streams.domain.outcome import render as outcome_render
 from streams.domain.segment import SegmentEntry
 
 #: What is read, held and written at once, unless one line alone is larger.

@@ -9,7 +9,7 @@ batch's BatchValidated event. Rows are fixed-size, so a chunk of rows is a range
 `pin` is the number of the prompt version that the line uses, counted from 1; 0 is none. Its
 highest bit says that only the sandbox can render the version: such lines run on pools of their
 own, since they may wait for it. The versions themselves follow the rows
-(streams.domain.prompt_pins), to the object's end.
+(streams.domain.prompts.pins), to the object's end.
 """
 
 from __future__ import annotations

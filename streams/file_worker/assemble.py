@@ -18,7 +18,7 @@ from schemas.metrics import ASSEMBLY_MISMATCHES, LINES_LOST, Metrics
 from schemas.records import AssembleTask, BatchAssembled
 from streams.domain import assembly, keys
 from streams.domain.assembly import Accepted, Span, Tally, Window, Winners
-from streams.domain.outcome_render import NO_CUSTOM_ID
+from streams.domain.outcome.render import NO_CUSTOM_ID
 from streams.domain.plan import PlanError, read_header, read_rows, rows_range
 from streams.file_worker.patience import Patience
 from streams.file_worker.reading import Reader, Source

@@ -17,9 +17,9 @@ import uuid_utils
 from schemas.errors import ValidationCode
 from schemas.records import BatchError, BatchRejected, BatchValidated, IntakeTask, ObjectRef
 from streams.domain import keys
-from streams.domain.intake import Accepted, Intake, Refused, Rules, too_large
-from streams.domain.intake_lines import ENDPOINTS
-from streams.domain.intake_prompts import Resolve, may_name_one
+from streams.domain.intake.intake import Accepted, Intake, Refused, Rules, too_large
+from streams.domain.intake.lines import ENDPOINTS
+from streams.domain.intake.prompts import Resolve, may_name_one
 from streams.file_worker.patience import Patience
 from streams.kafka.failpoint import reach
 from streams.ports.object_store import ObjectNotFoundError, ObjectStore, ObjectStoreError

@@ -14,8 +14,8 @@ from mode import Service
 from schemas.records import PromptHead, PromptVersion
 from schemas.topics import PROMPT
 from streams.background import Tasks
-from streams.domain.intake_prompts import Resolve
-from streams.domain.prompt_registry import Registry
+from streams.domain.intake.prompts import Resolve
+from streams.domain.prompts.registry import Registry
 from streams.file_worker.patience import Sleep
 from streams.kafka.errors import KafkaBaseError
 from streams.kafka.reader import ReadRecord

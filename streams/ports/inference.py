@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import ClassVar, Protocol
 
 from streams.domain.failures import FailureReason
-from streams.domain.outcome import Answer
+from streams.domain.outcome.judge import Answer
 
 
 class InferenceError(Exception):

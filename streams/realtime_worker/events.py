@@ -11,7 +11,7 @@ from contextlib import suppress
 import msgspec
 
 from schemas.records import Usage
-from streams.domain.outcome_usage import read_answer
+from streams.domain.outcome.usage import read_answer
 
 #: An event that is longer than this is passed on in pieces.
 MAX_EVENT_BYTES = 1024 * 1024

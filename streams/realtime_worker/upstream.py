@@ -10,8 +10,8 @@ import structlog
 from schemas.records import Usage
 from streams.domain.clock import Clock
 from streams.domain.failures import FailureReason
-from streams.domain.outcome_retry import asked_pause_s
-from streams.domain.outcome_usage import read_answer
+from streams.domain.outcome.retry import asked_pause_s
+from streams.domain.outcome.usage import read_answer
 from streams.domain.upstreams import Upstream, renamed, upstream_names
 from streams.ports.inference import (
     BadAnswerError,

@@ -25,8 +25,8 @@ from typing import Any, NoReturn, Protocol
 
 import msgspec
 
-from streams.domain.prompt_sandbox import Sandbox
-from streams.domain.prompt_template import (
+from streams.domain.prompts.sandbox import Sandbox
+from streams.domain.prompts.template import (
     MAX_RENDERED_BYTES,
     RenderError,
     RenderTimeout,
@@ -51,7 +51,7 @@ _decode_job = msgspec.msgpack.Decoder(Job).decode
 
 
 class Templates(Protocol):
-    """What renders: streams.domain.prompt_sandbox.Sandbox, or a test's stand-in."""
+    """What renders: streams.domain.prompts.sandbox.Sandbox, or a test's stand-in."""
 
     def prepare(self, source: str) -> None:
         """Compiles a template."""

@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import msgspec
 
-from streams.domain.prompt_template import MAX_RENDERED_BYTES
+from streams.domain.prompts.template import MAX_RENDERED_BYTES
 from streams.rendering.frames import HEADER_BYTES, Answer, Job, Status, frame
 
 #: The command of a template process, but for its settings, which are the last argument.

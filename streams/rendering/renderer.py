@@ -20,7 +20,7 @@ import structlog
 
 from schemas.metrics import RENDER_SECONDS, RENDERER_ENDS, RENDERS, Metrics
 from streams.background import Broken
-from streams.domain.prompt_template import (
+from streams.domain.prompts.template import (
     RenderError,
     RenderFailed,
     RenderTimeout,

@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass
 
 from schemas.records import PromptVersion
-from streams.domain.intake import Accepted, Intake, Rules
-from streams.domain.prompt_registry import Resolved
+from streams.domain.intake.intake import Accepted, Intake, Rules
+from streams.domain.prompts.registry import Resolved
 
 _CHAT, _RESPONSES = "/v1/chat/completions", "/v1/responses"
 _CHUNK_BYTES = 1 << 20

@@ -20,7 +20,7 @@ from streams.batch_worker.prompt_line import PromptRequests
 from streams.batch_worker.prompts import PromptCache
 from streams.batch_worker.request import Request, parse_request
 from streams.domain.clock import SystemClock
-from streams.domain.prompt_pins import Pin, encode_pins
+from streams.domain.prompts.pins import Pin, encode_pins
 from tests.bench.bench_worker import LINES, NoRenderer, measure, server, worker
 
 CHAT = "/v1/chat/completions"

@@ -30,7 +30,7 @@ from streams.batch_worker.prompt_line import PromptRequests
 from streams.batch_worker.prompts import PromptCache
 from streams.batch_worker.worker import Worker
 from streams.domain.clock import SystemClock
-from streams.domain.prompt_pins import Pin, encode_pins
+from streams.domain.prompts.pins import Pin, encode_pins
 from streams.domain.upstreams import ModelLimits, Upstream, UpstreamTable
 
 CONCURRENCY = 64

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from streams.domain.prompt_lines import PromptRef, batch_lines
-from streams.domain.prompt_request import PROMPT_ENDPOINTS
+from streams.domain.prompts.lines import PromptRef, batch_lines
+from streams.domain.prompts.request import PROMPT_ENDPOINTS
 
 SLUG = "summarize"
 MODEL = "sim"

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from streams.domain.gate import GateSettings
+from streams.domain.gate.gate import GateSettings
 from streams.simulator.engine import EngineSpec
 from streams.simulator.engine_lengths import NAIVE_CALLS
 from tests.bench import yield_page, yield_plot

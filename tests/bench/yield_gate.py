@@ -12,8 +12,8 @@ import heapq
 import math
 import random
 
-from streams.domain.gate import Gate, GateSettings
-from streams.domain.gate_signals import FirstToken, RealtimeLoad
+from streams.domain.gate.gate import Gate, GateSettings
+from streams.domain.gate.signals import FirstToken, RealtimeLoad
 from streams.simulator.engine import EngineRequest, Lane
 from tests.bench.yield_world import Order, World
 

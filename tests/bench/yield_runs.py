@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pool
 
-from streams.domain.gate import GateSettings
+from streams.domain.gate.gate import GateSettings
 from streams.simulator.engine import EngineSpec
 from streams.simulator.engine_lengths import NAIVE_CALLS
 from tests.bench.yield_gate import Backhaul

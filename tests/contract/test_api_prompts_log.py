@@ -24,7 +24,7 @@ from api.read_model.store import ReadModelStore
 from schemas.records import BatchCreate, PinnedPrompt, PromptHead, PromptVersion, PromptVersionRef
 from schemas.topics import BATCH_COMMAND, PROMPT
 from streams.domain.clock import ManualClock
-from streams.domain.prompt_registry import Registry, head_key, version_key
+from streams.domain.prompts.registry import Registry, head_key, version_key
 from streams.kafka.reader import ReadRecord
 from tests.support.gateway import GatewayUnderTest, running_gateway
 from tests.support.prompts_api import PromptsApi

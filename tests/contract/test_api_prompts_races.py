@@ -13,7 +13,7 @@ import pytest
 
 from schemas.records import PromptHead, PromptVersion
 from schemas.topics import PROMPT
-from streams.domain.prompt_registry import head_key
+from streams.domain.prompts.registry import head_key
 from tests.support.gateway import TIMEOUTS, GatewayUnderTest, running_gateway
 from tests.support.prompts_api import Answer, PromptsApi, says
 from tests.support.waiting import eventually

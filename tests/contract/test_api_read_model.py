@@ -28,7 +28,7 @@ from schemas.records import (
     Record,
 )
 from schemas.topics import ACCOUNT, BATCH_COMMAND, BATCH_STATUS, FILE, Topic
-from streams.domain.batch_control import MAX_COMMANDS
+from streams.domain.batch.control import MAX_COMMANDS
 from streams.domain.clock import ManualClock
 from streams.kafka.reader import ReadRecord
 

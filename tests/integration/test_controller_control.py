@@ -10,7 +10,7 @@ import pytest
 from schemas.partitions import partition_for
 from schemas.records import BatchChange, BatchPause, BatchResume, BatchSnapshot, BatchStatus
 from schemas.topics import BATCH_COMMAND
-from streams.domain.batch_control import Control
+from streams.domain.batch.control import Control
 from streams.settings import Settings
 from tests.support.fleet import PARTITIONS, TENANT, Fleet, always_completed, running_fleet
 from tests.support.lines import exit_code

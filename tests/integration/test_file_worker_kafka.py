@@ -33,8 +33,8 @@ from schemas.topics import BATCH_EVENT, FILE_TASK, PROMPT
 from streams.adapters.object_store import open_store
 from streams.domain import keys, segment
 from streams.domain.plan import PlanBuilder, pins_range
-from streams.domain.prompt_pins import decode_pins
-from streams.domain.prompt_registry import head_key, version_key
+from streams.domain.prompts.pins import decode_pins
+from streams.domain.prompts.registry import head_key, version_key
 from streams.kafka.admin import apply_topics
 from streams.kafka.groups import committed_offsets, group_name
 from streams.kafka.producer import RecordProducer

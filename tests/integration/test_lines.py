@@ -10,7 +10,7 @@ import pytest
 
 from schemas.records import BatchStatus, ClaimCheck, OutcomeKind, ReadyLine
 from schemas.topics import LINE_DONE, LINE_READY
-from streams.domain.prompt_pins import Pin, encode_pins
+from streams.domain.prompts.pins import Pin, encode_pins
 from streams.settings import Settings
 from tests.support.lines import (
     Lines,

@@ -20,9 +20,9 @@ import structlog
 import uvloop
 
 from schemas.metrics import RENDER_SECONDS, RENDERER_ENDS, RENDERS, Metrics
-from streams.domain.prompt_sandbox import Sandbox
-from streams.domain.prompt_sandbox_filters import FILTERS, TESTS
-from streams.domain.prompt_template import (
+from streams.domain.prompts.sandbox import Sandbox
+from streams.domain.prompts.sandbox_filters import FILTERS, TESTS
+from streams.domain.prompts.template import (
     RenderError,
     RenderFailed,
     RenderTimeout,

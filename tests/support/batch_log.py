@@ -28,10 +28,10 @@ from schemas.records import (
     Usage,
     UsageRecorded,
 )
-from streams.domain.batch import Entry, Event, fold
-from streams.domain.batch_effects import Effect, PublishSnapshot, RecordFile, RecordUsage, SendTask
-from streams.domain.batch_row import from_row, to_row
-from streams.domain.batch_state import Batch
+from streams.domain.batch.effects import Effect, PublishSnapshot, RecordFile, RecordUsage, SendTask
+from streams.domain.batch.machine import Entry, Event, fold
+from streams.domain.batch.row import from_row, to_row
+from streams.domain.batch.state import Batch
 from streams.domain.ledger import Ledger
 from streams.domain.ledger import from_row as ledger_from_row
 from streams.domain.ledger import to_row as ledger_to_row

@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 from schemas.records import PromptHead, PromptVersion, PromptVersionRef
-from streams.domain.intake import Accepted, Intake, Refused, Rules
-from streams.domain.intake_lines import ENDPOINTS
+from streams.domain.intake.intake import Accepted, Intake, Refused, Rules
+from streams.domain.intake.lines import ENDPOINTS
 from streams.domain.plan import pins_range, read_header, read_rows, rows_range
-from streams.domain.prompt_pins import Pin, decode_pins
-from streams.domain.prompt_registry import Registry, head_key, version_key
+from streams.domain.prompts.pins import Pin, decode_pins
+from streams.domain.prompts.registry import Registry, head_key, version_key
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 #: A field that is left out.

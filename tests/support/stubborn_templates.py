@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from streams.domain.prompt_template import MAX_RENDERED_BYTES
+from streams.domain.prompts.template import MAX_RENDERED_BYTES
 from streams.rendering.child import serve
 from streams.rendering.frames import Answer, Status, frame
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from schemas.records import ClaimCheck, ReadyLine
 from streams.domain.plan import PlanBuilder, pins_range
-from streams.domain.prompt_pins import Pin, encode_pins
+from streams.domain.prompts.pins import Pin, encode_pins
 from tests.support.worker_bench import Bench, until
 
 PLAN = "batches/b1/plan/1"

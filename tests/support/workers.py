@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from schemas.records import PartitionSeen, PoolLoad, WorkerLoad
-from streams.domain.dispatch import Dispatcher
-from streams.domain.dispatch_lane import OpenBatch
-from streams.domain.dispatch_slice import LineAt, Slice
+from streams.domain.dispatch.dispatcher import Dispatcher
+from streams.domain.dispatch.lane import OpenBatch
+from streams.domain.dispatch.slice import LineAt, Slice
 
 NOW = 1_700_000_000_000
 HOUR_MS = 3_600_000

@@ -16,10 +16,10 @@ from schemas.records import (
     OutcomeKind,
     Usage,
 )
-from streams.domain.batch import Event
-from streams.domain.batch_effects import CloseLines, OpenLines, SettleLines
-from streams.domain.batch_row import RowError, from_row, snapshot_of, status_of, to_row
-from streams.domain.batch_state import Finalizing, InProgress
+from streams.domain.batch.effects import CloseLines, OpenLines, SettleLines
+from streams.domain.batch.machine import Event
+from streams.domain.batch.row import RowError, from_row, snapshot_of, status_of, to_row
+from streams.domain.batch.state import Finalizing, InProgress
 from tests.support.batch_log import (
     BATCH,
     CREATED_MS,

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.records import BatchStatus
-from streams.domain.batch import Event
-from streams.domain.batch_control import MAX_COMMANDS, MAX_LIFE_MS
-from streams.domain.batch_effects import OpenLines, SteerLines
-from streams.domain.batch_row import paused_at, snapshot_of, status_of
-from streams.domain.batch_state import Batch, InProgress
+from streams.domain.batch.control import MAX_COMMANDS, MAX_LIFE_MS
+from streams.domain.batch.effects import OpenLines, SteerLines
+from streams.domain.batch.machine import Event
+from streams.domain.batch.row import paused_at, snapshot_of, status_of
+from streams.domain.batch.state import Batch, InProgress
 from tests.support.batch_log import (
     CREATED_MS,
     ENDS_MS,

@@ -19,10 +19,10 @@ from schemas.records import (
     OutcomeKind,
     Usage,
 )
-from streams.domain.batch import Entry, Event
-from streams.domain.batch_effects import SendTask
-from streams.domain.batch_row import from_row, snapshot_of
-from streams.domain.batch_state import Ended, InProgress
+from streams.domain.batch.effects import SendTask
+from streams.domain.batch.machine import Entry, Event
+from streams.domain.batch.row import from_row, snapshot_of
+from streams.domain.batch.state import Ended, InProgress
 from streams.domain.ledger import bitmap
 from streams.domain.ledger import from_row as ledger_from_row
 from tests.support.batch_log import (

@@ -13,8 +13,8 @@ from schemas.records import ClaimCheck, OutcomeKind
 from streams.batch_worker import prompts
 from streams.batch_worker.prompts import PinnedPrompts, PromptCache
 from streams.domain.clock import SystemClock
-from streams.domain.prompt import Prompt, compile_prompt
-from streams.domain.prompt_pins import Pin, PinsError
+from streams.domain.prompts.pins import Pin, PinsError
+from streams.domain.prompts.prompt import Prompt, compile_prompt
 from tests.support.worker_bench import FAR_MS, Bench, lines, until
 from tests.support.worker_prompts import PLAIN, PLAN, ask, pin, planned, ran, user
 

@@ -10,10 +10,10 @@ import pytest
 
 from schemas.records import ClaimCheck, OutcomeKind, ReadyLine
 from streams.adapters.inference_fake import Hang, Reply
-from streams.domain import prompt_template
 from streams.domain.clock import SystemClock
-from streams.domain.prompt_pins import Pin
-from streams.domain.prompt_template import RenderFailed, RenderTimeout, RenderTooLarge
+from streams.domain.prompts import template as prompt_template
+from streams.domain.prompts.pins import Pin
+from streams.domain.prompts.template import RenderFailed, RenderTimeout, RenderTooLarge
 from streams.rendering.renderer import RendererStoppedError
 from tests.support.prompts import Book, book, mixed_jsonl, mixed_lines, responses_lines
 from tests.support.worker_bench import CHAT, Bench, lines, until

@@ -15,8 +15,8 @@ from streams.controller.log import STEP_EVENTS, BatchLog, Step
 from streams.controller.queued import Queued
 from streams.controller.snapshots import Snapshots
 from streams.controller.windows import Windows
-from streams.domain.batch_effects import CloseLines, OpenLines, SettleLines, SteerLines
-from streams.domain.batch_state import InProgress
+from streams.domain.batch.effects import CloseLines, OpenLines, SettleLines, SteerLines
+from streams.domain.batch.state import InProgress
 from streams.domain.clock import ManualClock
 from streams.kafka.role import Consumed
 from tests.support.batch_log import (

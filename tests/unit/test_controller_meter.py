@@ -6,8 +6,8 @@ from schemas.metrics import BATCHES_ENDED, EVENTS_FOLDED, LINES_ACCEPTED, Metric
 from schemas.records import OutcomeKind
 from streams.controller.log import Step
 from streams.controller.meter import ControllerMeter
-from streams.domain.batch import fold
-from streams.domain.batch_state import Batch
+from streams.domain.batch.machine import fold
+from streams.domain.batch.state import Batch
 from streams.domain.ledger import Ledger
 from tests.support.batch_log import assembled, create, entries, outcome, segment, validated
 

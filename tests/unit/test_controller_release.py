@@ -24,11 +24,11 @@ from streams.controller.input_lines import BLOCK_BYTES, Blocks, InputLines, Sour
 from streams.controller.outstanding import FoundSlice
 from streams.controller.release import Releaser
 from streams.controller.routes import Routes
-from streams.domain.batch import Entry, fold
-from streams.domain.batch_effects import CloseLines, OpenLines, SettleLines, SteerLines
-from streams.domain.batch_state import InProgress
+from streams.domain.batch.effects import CloseLines, OpenLines, SettleLines, SteerLines
+from streams.domain.batch.machine import Entry, fold
+from streams.domain.batch.state import InProgress
 from streams.domain.clock import SystemClock
-from streams.domain.dispatch_slice import Picked
+from streams.domain.dispatch.slice import Picked
 from streams.domain.plan import PlanBuilder, PlanError
 from streams.domain.upstreams import parse_upstreams
 from streams.ports.object_store import ObjectStoreError

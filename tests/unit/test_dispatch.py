@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 
 from schemas.records import ControllerLoad, OpenRetry, PoolBacklog
-from streams.domain.dispatch import MAX_SLICE_BYTES, MAX_SLICE_LINES, Dispatcher
-from streams.domain.dispatch_lane import MAX_WAITING, QUANTUM
-from streams.domain.dispatch_share import Claim, divide
+from streams.domain.dispatch.dispatcher import MAX_SLICE_BYTES, MAX_SLICE_LINES, Dispatcher
+from streams.domain.dispatch.lane import MAX_WAITING, QUANTUM
+from streams.domain.dispatch.share import Claim, divide
 from tests.support.workers import HOUR_MS, NOW, Bench, FakeWorker, numbers, opened, worker
 
 

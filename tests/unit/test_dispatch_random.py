@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.records import OpenRetry
-from streams.domain.dispatch import Dispatcher
-from streams.domain.dispatch_slice import Slice
+from streams.domain.dispatch.dispatcher import Dispatcher
+from streams.domain.dispatch.slice import Slice
 from tests.support.workers import NOW, Bench, FakeWorker, lines_of, opened
 
 POOLS = ("p", "q")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from schemas.records import OpenRetry
-from streams.domain.dispatch import Dispatcher
-from streams.domain.dispatch_lane import OpenBatch
+from streams.domain.dispatch.dispatcher import Dispatcher
+from streams.domain.dispatch.lane import OpenBatch
 from tests.support.workers import HOUR_MS, NOW, Bench, numbers, opened, worker
 
 

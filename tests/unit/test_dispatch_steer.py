@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from schemas.records import OpenRetry
-from streams.domain.dispatch_slice import Slice
+from streams.domain.dispatch.slice import Slice
 from tests.support.workers import HOUR_MS, NOW, Bench, FakeWorker, numbers, opened, worker
 
 ENDS_MS = NOW + HOUR_MS

@@ -21,9 +21,9 @@ from schemas.records import (
 )
 from streams.adapters.object_store_fake import FakeObjectStore
 from streams.domain.clock import ManualClock
-from streams.domain.intake_prompts import Resolve
+from streams.domain.intake.prompts import Resolve
 from streams.domain.plan import pins_range, read_header
-from streams.domain.prompt_pins import decode_pins
+from streams.domain.prompts.pins import decode_pins
 from streams.file_worker.intake import STORE_BUDGET_S, IntakeRunner, Limits
 from streams.file_worker.patience import Patience
 from streams.ports.object_store import ObjectStoreError

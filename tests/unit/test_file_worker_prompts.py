@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from schemas.records import PromptHead, PromptVersion, PromptVersionRef
 from schemas.topics import PROMPT
-from streams.domain.prompt_registry import Resolved, Unresolved, head_key, version_key
+from streams.domain.prompts.registry import Resolved, Unresolved, head_key, version_key
 from streams.file_worker import prompts as module
 from streams.file_worker.prompts import StoredPrompts
 from streams.kafka.errors import BrokerUnreachable

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.domain.gate import Decision, Gate, GateSettings, Reason
-from streams.domain.gate_floor import Demand, Protect, Work
-from streams.domain.gate_signals import (
+from streams.domain.gate.floor import Demand, Protect, Work
+from streams.domain.gate.gate import Decision, Gate, GateSettings, Reason
+from streams.domain.gate.signals import (
     EngineLoad,
     FirstToken,
     QueueLoad,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.domain.gate_fleet import JITTER_S, FleetShare, WorkerCalls
+from streams.domain.gate.fleet import JITTER_S, FleetShare, WorkerCalls
 
 
 class Fleet:

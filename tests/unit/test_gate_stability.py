@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streams.domain.gate import GateSettings
+from streams.domain.gate.gate import GateSettings
 from streams.simulator.engine import EngineSpec
 from tests.bench.yield_gate import Backhaul
 from tests.bench.yield_policies import StaticCap

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.records import BatchError
-from streams.domain.intake import MAX_ERRORS, MAX_MODELS, Accepted, Intake, Refused, Rules
-from streams.domain.intake_lines import ENDPOINTS
+from streams.domain.intake.intake import MAX_ERRORS, MAX_MODELS, Accepted, Intake, Refused, Rules
+from streams.domain.intake.lines import ENDPOINTS
 from streams.domain.plan import HEADER_BYTES, PlanRow, read_header, read_rows
 
 _CHAT = "/v1/chat/completions"

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from streams.domain.intake import Accepted, Refused
-from streams.domain.intake_lines import ENDPOINTS
+from streams.domain.intake.intake import Accepted, Refused
+from streams.domain.intake.lines import ENDPOINTS
 from tests.support import intake_files as files
 
 

@@ -11,10 +11,10 @@ import pytest
 from msgspec import Raw
 
 from schemas.records import PinnedPrompt
-from streams.domain import intake_prompts
-from streams.domain.intake import Accepted, Intake, Refused, Rules
-from streams.domain.prompt import compile_prompt
-from streams.domain.prompt_pins import MAX_PINS
+from streams.domain.intake import prompts as intake_prompts
+from streams.domain.intake.intake import Accepted, Intake, Refused, Rules
+from streams.domain.prompts.pins import MAX_PINS
+from streams.domain.prompts.prompt import compile_prompt
 from tests.support import intake_files as files
 
 

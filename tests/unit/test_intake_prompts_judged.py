@@ -9,8 +9,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.domain.intake import Refused
-from streams.domain.intake_lines import ENDPOINTS
+from streams.domain.intake.intake import Refused
+from streams.domain.intake.lines import ENDPOINTS
 from tests.support import intake_files as files
 
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from schemas.errors import LINE_MESSAGES, LineCode
 from schemas.records import Outcome, OutcomeKind
 from streams.domain.failures import FailureReason
-from streams.domain.outcome import Answer, Attempt, Judge, reason_for
-from streams.domain.outcome_retry import MAX_RETRY_AFTER_S, RetryPolicy, asked_pause_s, pause_s
+from streams.domain.outcome.judge import Answer, Attempt, Judge, reason_for
+from streams.domain.outcome.retry import MAX_RETRY_AFTER_S, RetryPolicy, asked_pause_s, pause_s
 
 NOW = 1_700_000_000_000
 POLICY = RetryPolicy(max_attempts=3, first_s=1.0, max_s=10.0)

@@ -11,9 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from schemas.records import Usage
-from streams.domain.outcome import Answer, Attempt, Judge
-from streams.domain.outcome_retry import RetryPolicy
-from streams.domain.outcome_usage import ABSURD, MAX_TOKENS, MISSING, read_answer, read_object
+from streams.domain.outcome.judge import Answer, Attempt, Judge
+from streams.domain.outcome.retry import RetryPolicy
+from streams.domain.outcome.usage import ABSURD, MAX_TOKENS, MISSING, read_answer, read_object
 
 CHAT, EMBEDDINGS, RESPONSES = "/v1/chat/completions", "/v1/embeddings", "/v1/responses"
 

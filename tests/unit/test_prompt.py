@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from streams.domain.prompt import Prompt, PromptError, VariableRefusal, compile_prompt
-from streams.domain.prompt_template import (
+from streams.domain.prompts.prompt import Prompt, PromptError, VariableRefusal, compile_prompt
+from streams.domain.prompts.template import (
     MAX_RENDERED_BYTES,
     MAX_SOURCE_BYTES,
     RenderFailed,

@@ -16,11 +16,11 @@ from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from msgspec import Raw
 
-from streams.domain import prompt_sandbox
-from streams.domain.prompt import compile_prompt
-from streams.domain.prompt_sandbox import Sandbox
-from streams.domain.prompt_sandbox_check import _VISITORS, refusal
-from streams.domain.prompt_template import (
+from streams.domain.prompts import sandbox as prompt_sandbox
+from streams.domain.prompts.prompt import compile_prompt
+from streams.domain.prompts.sandbox import Sandbox
+from streams.domain.prompts.sandbox_check import _VISITORS, refusal
+from streams.domain.prompts.template import (
     MAX_SOURCE_BYTES,
     RenderFailed,
     RenderTooLarge,

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from streams.domain.intake_lines import MAX_CUSTOM_ID_CHARS
-from streams.domain.prompt_lines import MAX_DEPTH, PromptRef, RowError, batch_lines
+from streams.domain.intake.lines import MAX_CUSTOM_ID_CHARS
+from streams.domain.prompts.lines import MAX_DEPTH, PromptRef, RowError, batch_lines
 
 SUMMARIZE = PromptRef(slug="summarize")
 

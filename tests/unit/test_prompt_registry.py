@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.records import PromptHead, PromptVersion, PromptVersionRef
-from streams.domain.prompt_pins import Pin, PinsError, decode_pins, encode_pins
-from streams.domain.prompt_registry import (
+from streams.domain.prompts.pins import Pin, PinsError, decode_pins, encode_pins
+from streams.domain.prompts.registry import (
     Registry,
     Resolved,
     Unresolved,

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from msgspec import Raw
 
-from streams.domain.prompt_request import PROMPT_FORM, SLUG_FORM, UseError, is_slug, prompt_use
+from streams.domain.prompts.request import PROMPT_FORM, SLUG_FORM, UseError, is_slug, prompt_use
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 

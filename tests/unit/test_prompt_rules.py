@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from streams.domain.prompt import Prompt, compile_prompt
-from streams.domain.prompt_request import prompt_use
-from streams.domain.prompt_sandbox import Sandbox
+from streams.domain.prompts.prompt import Prompt, compile_prompt
+from streams.domain.prompts.request import prompt_use
+from streams.domain.prompts.sandbox import Sandbox
 from tests.support.prompt_api import exact
 from tests.support.prompts import (
     CHAT,

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from streams.domain import prompt_sandbox
-from streams.domain.prompt_sandbox import Sandbox, analyse
-from streams.domain.prompt_sandbox_check import MAX_DEPTH, MAX_ELIFS, MAX_NODES
-from streams.domain.prompt_sandbox_filters import FILTERS, TESTS
-from streams.domain.prompt_template import (
+from streams.domain.prompts import sandbox as prompt_sandbox
+from streams.domain.prompts.sandbox import Sandbox, analyse
+from streams.domain.prompts.sandbox_check import MAX_DEPTH, MAX_ELIFS, MAX_NODES
+from streams.domain.prompts.sandbox_filters import FILTERS, TESTS
+from streams.domain.prompts.template import (
     MAX_RENDERED_BYTES,
     RenderFailed,
     RenderTimeout,

@@ -7,9 +7,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.domain.prompt_sandbox import Sandbox, analyse
-from streams.domain.prompt_sandbox_filters import FILTERS, TESTS
-from streams.domain.prompt_template import (
+from streams.domain.prompts.sandbox import Sandbox, analyse
+from streams.domain.prompts.sandbox_filters import FILTERS, TESTS
+from streams.domain.prompts.template import (
     MAX_RENDERED_BYTES,
     RenderError,
     TemplateError,

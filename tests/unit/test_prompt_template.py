@@ -13,9 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from streams.domain.prompt import compile_prompt
-from streams.domain.prompt_sandbox import Sandbox, analyse
-from streams.domain.prompt_template import (
+from streams.domain.prompts.prompt import compile_prompt
+from streams.domain.prompts.sandbox import Sandbox, analyse
+from streams.domain.prompts.template import (
     MAX_NAME_CHARS,
     MAX_SOURCE_BYTES,
     Template,
@@ -183,8 +183,8 @@ def test_what_json_cant_say_has_no_text(value: object) -> None:
 def test_plain_templates_never_load_jinja2() -> None:
     code = (
         "import sys\n"
-        "from streams.domain import prompt\n"
-        "from streams.domain.prompt_template import parse_template\n"
+        "from streams.domain.prompts import prompt\n"
+        "from streams.domain.prompts.template import parse_template\n"
         "parse_template('Hi {{ name }}')\n"
         "assert 'jinja2' not in sys.modules\n"
         "parse_template('Hi {{ name|d }}')\n"

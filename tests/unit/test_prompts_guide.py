@@ -15,14 +15,14 @@ from api.cli.main import COMMANDS
 from api.cli.prompts import app
 from api.prompt_batch_request import MAX_BATCH_BODY_BYTES
 from schemas.errors import LineCode
-from streams.domain.intake_lines import MAX_CUSTOM_ID_CHARS
-from streams.domain.prompt import _NOT_IN_CONFIG, compile_prompt
-from streams.domain.prompt_lines import PromptRef, batch_lines
-from streams.domain.prompt_pins import MAX_PINS, MAX_PINS_BYTES
-from streams.domain.prompt_request import prompt_use
-from streams.domain.prompt_sandbox_check import LOOP_FIELDS, MAX_LOOPS
-from streams.domain.prompt_sandbox_filters import FILTERS, TESTS
-from streams.domain.prompt_template import (
+from streams.domain.intake.lines import MAX_CUSTOM_ID_CHARS
+from streams.domain.prompts.lines import PromptRef, batch_lines
+from streams.domain.prompts.pins import MAX_PINS, MAX_PINS_BYTES
+from streams.domain.prompts.prompt import _NOT_IN_CONFIG, compile_prompt
+from streams.domain.prompts.request import prompt_use
+from streams.domain.prompts.sandbox_check import LOOP_FIELDS, MAX_LOOPS
+from streams.domain.prompts.sandbox_filters import FILTERS, TESTS
+from streams.domain.prompts.template import (
     MAX_NAME_CHARS,
     MAX_RENDERED_BYTES,
     MAX_SOURCE_BYTES,

@@ -10,10 +10,10 @@ from streams.adapters.inference_fake import Hang
 from streams.adapters.object_store_fake import FakeObjectStore
 from streams.controller.input_lines import InputLines, Source
 from streams.controller.routes import Routes
-from streams.domain.intake import Accepted, Intake, Rules
+from streams.domain.intake.intake import Accepted, Intake, Rules
 from streams.domain.plan import PlanBuilder, read_header, read_rows, rows_range
-from streams.domain.prompt_registry import Resolved
-from streams.domain.prompt_template import RenderTimeout
+from streams.domain.prompts.registry import Resolved
+from streams.domain.prompts.template import RenderTimeout
 from streams.domain.upstreams import parse_upstreams, templates_pool
 from tests.support.prompts import book, mixed_jsonl, prompt_line
 from tests.support.worker_bench import Bench, lines, until

@@ -1,0 +1,177 @@
+"""The typed form of every record on a topic and of every table value.
+
+A record's fields, their units and meaning are documented once, in its `.avsc` file under
+`schemas/avro/<Record>/`; the tests hold the two against each other. Times are Unix
+milliseconds (`_ms`), sizes bytes, line numbers 0-based, unless a field's doc says otherwise.
+"""
+
+from __future__ import annotations
+
+from schemas.records.batches import (
+    AssembledFile,
+    AssembleReason,
+    AssembleTask,
+    BatchAssembled,
+    BatchError,
+    BatchRejected,
+    BatchSnapshot,
+    BatchStatus,
+    BatchValidated,
+    BatchWindowEnded,
+    IntakeTask,
+    PinnedPrompt,
+)
+from schemas.records.commands import BatchCancel, BatchChange, BatchCreate, BatchPause, BatchResume
+from schemas.records.common import ClaimCheck, ObjectRef, Usage
+from schemas.records.lines import (
+    CollectedLine,
+    DoneLines,
+    LineUsage,
+    Outcome,
+    OutcomeKind,
+    ReadyLine,
+    ReadyLines,
+    SegmentWritten,
+    UsageRecorded,
+)
+from schemas.records.loads import (
+    ControllerLoad,
+    PartitionSeen,
+    PoolBacklog,
+    PoolLoad,
+    RealtimeLoad,
+    RealtimePoolLoad,
+    WorkerLoad,
+)
+from schemas.records.realtime import (
+    RealtimeCancel,
+    RealtimeReplies,
+    RealtimeReply,
+    RealtimeRequest,
+    ReplyKind,
+)
+from schemas.records.registry import (
+    ApiKeyRecord,
+    FileRecord,
+    PromptHead,
+    PromptVersion,
+    PromptVersionRef,
+)
+from schemas.records.tables import BatchRow, ChunkRow, OpenRetry
+
+__all__ = [
+    "RECORDS",
+    "ApiKeyRecord",
+    "AssembleReason",
+    "AssembleTask",
+    "AssembledFile",
+    "BatchAssembled",
+    "BatchCancel",
+    "BatchChange",
+    "BatchCreate",
+    "BatchError",
+    "BatchPause",
+    "BatchRejected",
+    "BatchResume",
+    "BatchRow",
+    "BatchSnapshot",
+    "BatchStatus",
+    "BatchValidated",
+    "BatchWindowEnded",
+    "ChunkRow",
+    "ClaimCheck",
+    "CollectedLine",
+    "ControllerLoad",
+    "DoneLines",
+    "FileRecord",
+    "IntakeTask",
+    "LineUsage",
+    "ObjectRef",
+    "OpenRetry",
+    "Outcome",
+    "OutcomeKind",
+    "PartitionSeen",
+    "PinnedPrompt",
+    "PoolBacklog",
+    "PoolLoad",
+    "PromptHead",
+    "PromptVersion",
+    "PromptVersionRef",
+    "ReadyLine",
+    "ReadyLines",
+    "RealtimeCancel",
+    "RealtimeLoad",
+    "RealtimePoolLoad",
+    "RealtimeReplies",
+    "RealtimeReply",
+    "RealtimeRequest",
+    "Record",
+    "ReplyKind",
+    "SegmentWritten",
+    "Usage",
+    "UsageRecorded",
+    "WorkerLoad",
+]
+
+Record = (
+    BatchCreate
+    | BatchCancel
+    | BatchPause
+    | BatchResume
+    | BatchChange
+    | BatchValidated
+    | BatchRejected
+    | SegmentWritten
+    | BatchAssembled
+    | BatchWindowEnded
+    | IntakeTask
+    | AssembleTask
+    | ReadyLines
+    | DoneLines
+    | UsageRecorded
+    | BatchSnapshot
+    | FileRecord
+    | ApiKeyRecord
+    | PromptHead
+    | PromptVersion
+    | WorkerLoad
+    | ControllerLoad
+    | RealtimeRequest
+    | RealtimeReplies
+    | RealtimeCancel
+    | RealtimeLoad
+    | BatchRow
+    | ChunkRow
+)
+"""Every record that stands alone on a topic or in a table."""
+
+RECORDS: tuple[type[Record], ...] = (
+    BatchCreate,
+    BatchCancel,
+    BatchPause,
+    BatchResume,
+    BatchChange,
+    BatchValidated,
+    BatchRejected,
+    SegmentWritten,
+    BatchAssembled,
+    BatchWindowEnded,
+    IntakeTask,
+    AssembleTask,
+    ReadyLines,
+    DoneLines,
+    UsageRecorded,
+    BatchSnapshot,
+    FileRecord,
+    ApiKeyRecord,
+    PromptHead,
+    PromptVersion,
+    WorkerLoad,
+    ControllerLoad,
+    RealtimeRequest,
+    RealtimeReplies,
+    RealtimeCancel,
+    RealtimeLoad,
+    BatchRow,
+    ChunkRow,
+)

@@ -1,0 +1,1 @@
+"""The life of a batch: its states, and the fold of its log."""

@@ -1,0 +1,1 @@
+"""Which lines run next, where, and how many."""

@@ -1,0 +1,1 @@
+"""How many batch calls an upstream can carry without real-time traffic noticing."""

@@ -1,0 +1,379 @@
+"""The gate: how many batch calls an upstream and model can carry now without anybody noticing.
+
+    signals ─► believed? ─► history ─► curve (curve)  ─┐
+                   │            └────► window (plan) ──┴─► plan, each few seconds
+                   no                                             │
+                   ▼                                              ▼ at each signal
+                 floor ──────────────────► limiter ◄── the situation's limit, queues, deadlines
+                                              ▼
+                                     Decision: limit, abort_above, reason
+
+Closed in two loops. The fast one follows the real-time calls in flight, signal by signal: it is
+only a look into the plan. The slow one learns the engine's curve and the unloaded baseline, makes
+the plan, and corrects it by what the calls really met. Pure: whoever owns it says what time it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from streams.domain.gate.curve import CurveLearner
+from streams.domain.gate.floor import NO_DEMAND, Demand, Protect, needed_calls
+from streams.domain.gate.history import History
+from streams.domain.gate.limiter import Limiter
+from streams.domain.gate.plan import Aim, Met, Plan, Window, make_plan, situation
+from streams.domain.gate.signals import (
+    STALE_AFTER_S,
+    EngineLoad,
+    QueueLoad,
+    RealtimeLoad,
+    Signal,
+    Source,
+    is_possible,
+    source_of,
+)
+
+#: A realtime-worker that is silent for so long, while others speak, has gone.
+_GONE_AFTER_S = 15.0
+#: How often the plan is made anew; at first, when little is known, more often.
+_PLAN_EVERY_S = 10.0
+_FIRST_PLANS_EVERY_S = 2.0
+_FIRST_PLANS_CALLS = 500
+_NEVER = float("inf")
+#: Where first tokens are not seen: steps that one takes, and calls learnt from one reading.
+_STEPS_TO_FIRST = 4
+_MOST_INFERRED = 50
+#: How long a real-time call lasts, before the first ended.
+_CALL_AT_FIRST_S = 3.0
+#: Averages are kept up to date so often.
+_BOOK_EVERY_S = 0.1
+#: From the moment that a call comes to the moment that an abort has made room for it.
+_REACTION_S = 0.25
+#: Real-time calls to learn from before there is a plan, and batch calls meanwhile.
+_CALLS_TO_LEARN = 50
+_CALLS_MEANWHILE = 4
+_IN_SILENCE_MEANWHILE = 32
+#: Beside real-time calls the curve is believed up to this multiple of what was seen running for
+#: a second or so, and only as far as so many calls bear it out.
+_TRUST_FACTOR = 1.5
+_TRUST_PACE = 0.05
+_TRUST_LEAST = 8.0
+_TRUST_CALLS = 5
+#: Batch is aborted when it is above the limit by this part and at least that many.
+_ABORT_PART = 1.0
+_ABORT_LEAST = 16
+#: After a silence of at least so long, the first call means that more come: for a moment batch is
+#: aborted when it is above the limit by more than this.
+_SILENCE_S = 2.0
+_WAKE_S = 1.0
+_ABORT_WOKEN = 2
+#: Above this much of the KV cache nothing is added; preemption is near.
+_KV_FULL = 0.92
+
+
+class Reason(StrEnum):
+    """Why the limit is what it is; also its label in metrics and logs."""
+
+    #: No real-time call is in flight.
+    SILENCE = "silence"
+    #: Real-time calls are in flight, and this is what they leave.
+    YIELD = "yield"
+    #: Too little is known of this engine yet.
+    LEARNING = "learning"
+    #: Real-time work waits, or the engine is full.
+    QUEUE = "queue"
+    #: A signal has not come, or not for too long.
+    STALE = "stale"
+    #: A signal says what can't be true.
+    INVALID = "invalid"
+    #: A window is in danger and goes before real-time.
+    WINDOW = "window"
+
+
+#: Where real-time calls are known to be there, batch may be aborted for them.
+_ABORTING = frozenset({Reason.YIELD, Reason.QUEUE, Reason.LEARNING})
+
+
+@dataclass(frozen=True, slots=True)
+class GateSettings:
+    """What the operator says of an upstream and model.
+
+    target: of P99 time to first token, over the baseline. highest: batch calls, all workers.
+    floor: batch calls that go on when nothing can be believed. sources: signals that must come.
+    """
+
+    target: float = 0.05
+    highest: int = 256
+    floor: int = 2
+    protect: Protect = Protect.REALTIME
+    can_abort: bool = False
+    sources: frozenset[Source] = frozenset({Source.REALTIME})
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the fleet may do now.
+
+    limit: calls that may be in flight; start none beyond. abort_above: abort those beyond it, if
+    not None. floor: what the deadlines ask for. about: the source that the reason speaks of.
+    """
+
+    limit: int
+    abort_above: int | None
+    floor: int
+    reason: Reason
+    about: Source | None = None
+    ages_s: Mapping[Source, float] = field(default_factory=dict)
+
+
+class Gate:
+    """The gate of one upstream and model, for the whole fleet. Times must not go back."""
+
+    def __init__(self, settings: GateSettings) -> None:
+        self._settings = settings
+        self._workers: dict[str, RealtimeLoad] = {}
+        self._queue: QueueLoad | None = None
+        self._engine: EngineLoad | None = None
+        self._invalid: set[Source] = set()
+        self._realtime = History()
+        self._batch = History()
+        #: Batch in flight on the average of a real-time call's life: what made the calls that are
+        #: in flight last longer.
+        self._batch_lately = History()
+        self._woken_at_s = float("-inf")
+        self._call_s = _CALL_AT_FIRST_S
+        self._aborted_at_s = float("-inf")
+        self._booked_at_s = float("-inf")
+        #: Since when there is no real-time call in flight; NEVER while there is one.
+        self._silent_since = History(_NEVER)
+        self._accounted_s: float | None = None
+        self._curve = CurveLearner()
+        self._window = Window()
+        self._seen_running = 0.0
+        self._plan: Plan | None = None
+        self._plan_at_s = float("-inf")
+        self._spend = 0.8
+        self._limiter = Limiter(settings.highest, float(settings.floor))
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan in force, with the baseline and what was measured."""
+        return self._plan
+
+    # What it hears.
+
+    def hear(self, signal: Signal, now_s: float) -> None:
+        """Takes a signal in, if it can be believed."""
+        source = source_of(signal)
+        if not is_possible(signal, now_s):
+            self._invalid.add(source)
+            return
+        self._invalid.discard(source)
+        self._account(now_s)
+        match signal:
+            case RealtimeLoad():
+                self._hear_realtime(signal, now_s)
+            case QueueLoad():
+                self._queue = signal
+            case EngineLoad():
+                self._engine = signal
+                if Source.REALTIME not in self._settings.sources:
+                    self._infer_realtime(signal, now_s)
+
+    def batch_in_flight(self, calls: int, now_s: float) -> None:
+        """All workers together have so many batch calls in flight."""
+        self._account(now_s)
+        self._batch.set(now_s, calls)
+
+    # What it says.
+
+    def decide(self, now_s: float, demand: Demand = NO_DEMAND) -> Decision:
+        """How many batch calls may be in flight now."""
+        self._account(now_s)
+        self._forget_gone(now_s)
+        self._plan_anew(now_s)
+        settings = self._settings
+        need = min(needed_calls(demand), settings.highest)
+        ages = self._ages(now_s)
+        wanted, reason, about = self._wanted(now_s, ages)
+        floor = min(settings.floor, settings.highest)
+        if reason in (Reason.STALE, Reason.INVALID):
+            wanted = floor
+        if settings.protect is Protect.WINDOW and need > wanted:
+            wanted, reason, about = float(need), Reason.WINDOW, None
+        limit = self._limiter.move(wanted, now_s)
+        return Decision(limit, self._abort_above(limit, reason, now_s), need, reason, about, ages)
+
+    def _wanted(
+        self, now_s: float, ages: Mapping[Source, float]
+    ) -> tuple[float, Reason, Source | None]:
+        for source in sorted(self._settings.sources):
+            if source in self._invalid:
+                return 0.0, Reason.INVALID, source
+            if ages.get(source, float("inf")) > STALE_AFTER_S:
+                return 0.0, Reason.STALE, source
+        realtime, silent_s = round(self._realtime.last), self._silent_s(now_s)
+        reason = Reason.YIELD if realtime else Reason.SILENCE
+        wanted = self._planned(realtime, silent_s)
+        if wanted is None:
+            wanted, reason = self._unplanned(realtime, silent_s), Reason.LEARNING
+        held = self._held_back(wanted, realtime)
+        if held < wanted:
+            return held, Reason.QUEUE, None
+        return wanted, reason, None
+
+    def _planned(self, realtime: int, silent_s: float) -> float | None:
+        if self._plan is None or self._plan.calls < _CALLS_TO_LEARN:
+            return None
+        return self._plan.limit(realtime, silent_s)
+
+    def _unplanned(self, realtime: int, silent_s: float) -> float:
+        """While little is known: next to nothing beside real-time calls, much in silence."""
+        if realtime == 0 and silent_s >= 1.0:
+            highest = self._settings.highest
+            return highest if self._settings.can_abort else min(highest, _IN_SILENCE_MEANWHILE)
+        return min(_CALLS_MEANWHILE, self._settings.highest)
+
+    def _held_back(self, wanted: float, realtime: int) -> float:
+        """Less, where work waits in Kafka or in the engine, or the engine's memory is full."""
+        if self._queue is not None and self._queue.lag > 0:
+            wanted = wanted / (1 + self._queue.lag)
+        engine = self._engine
+        if engine is not None:
+            batch = self._batch.at(engine.at_s)
+            if engine.waiting > 0 and realtime > 0:
+                wanted = min(wanted, max(0.0, batch - engine.waiting))
+            if engine.kv_cache_usage >= _KV_FULL:
+                wanted = min(wanted, 0.9 * batch)
+        return wanted
+
+    def _abort_above(self, limit: int, reason: Reason, now_s: float) -> int | None:
+        if not self._settings.can_abort or reason not in _ABORTING or self._realtime.last == 0:
+            return None
+        woken = now_s - self._woken_at_s < _WAKE_S
+        if self._batch.last > limit + (
+            _ABORT_WOKEN if woken else max(_ABORT_LEAST, _ABORT_PART * limit)
+        ):
+            self._aborted_at_s = now_s
+            return limit
+        return None
+
+    # What it learns.
+
+    def _hear_realtime(self, load: RealtimeLoad, now_s: float) -> None:
+        self._workers[load.worker] = load
+        total = sum(worker.in_flight for worker in self._workers.values())
+        self._set_realtime(total, load.at_s, now_s)
+        running = self._realtime.at(load.at_s) + self._batch.at(load.at_s)
+        if load.gaps:
+            self._learn_gaps(running, load.gaps, load.gaps_s)
+        for token in load.first_tokens:
+            self._learn_call(token.sent_at_s, token.ttft_s, now_s)
+
+    def _infer_realtime(self, load: EngineLoad, now_s: float) -> None:
+        """Real-time calls that don't pass through us: what is in the engine and isn't ours.
+
+        Their first tokens are not seen, so each is taken to need a few steps: a bound on the
+        step's time then stands for one on the first token's.
+        """
+        batch, before = self._batch.at(load.at_s), self._realtime.last
+        calls = max(0.0, load.running + load.waiting - batch)
+        self._set_realtime(calls, load.at_s, now_s)
+        if load.gaps:
+            self._learn_gaps(load.running, load.gaps, load.gaps_s)
+            step_s = self._curve.curve().step_s(calls + batch)
+            for _ in range(min(_MOST_INFERRED, round(calls - before))):
+                self._learn_call(load.at_s, _STEPS_TO_FIRST * step_s, now_s)
+
+    def _learn_gaps(self, running: float, gaps: int, gaps_s: float) -> None:
+        self._curve.gaps(running, gaps_s / gaps)
+        if running > self._seen_running:
+            self._seen_running += _TRUST_PACE * (running - self._seen_running)
+
+    def _learn_call(self, sent_at_s: float, ttft_s: float, now_s: float) -> None:
+        realtime, batch = self._realtime.at(sent_at_s), self._batch.at(sent_at_s)
+        # Where batch may not be aborted, its calls of a while ago are what this one met.
+        aborted = self._aborted_at_s > sent_at_s - self._call_s
+        then_s = sent_at_s - (_REACTION_S if aborted else self._call_s)
+        known = self._realtime.at(then_s)
+        where = situation(round(known), max(0.0, then_s - self._silent_since.at(then_s)))
+        running_then = known + self._batch.at(then_s)
+        if self._plan is not None and not aborted:
+            # What was planned is what the next plan can change, not what was left from before.
+            running_then = max(known, self._plan.running[where])
+        grown = realtime + batch - running_then
+        lately = self._batch_lately.at(sent_at_s)
+        fresh = aborted and sent_at_s - self._aborted_at_s < _REACTION_S
+        if not fresh:
+            self._curve.first(realtime + batch, ttft_s)
+        met = Met(
+            where, realtime, batch, lately, max(0.0, grown) if aborted else grown, ttft_s, fresh
+        )
+        self._window.add(now_s, met)
+
+    def _set_realtime(self, calls: float, at_s: float, now_s: float) -> None:
+        if calls > 0:
+            if self._silent_s(now_s) >= _SILENCE_S:
+                self._woken_at_s = now_s
+            self._silent_since.set(at_s, _NEVER)
+        elif self._silent_since.last == _NEVER:
+            self._silent_since.set(at_s, at_s)
+        self._realtime.set(at_s, calls)
+
+    def _silent_s(self, now_s: float) -> float:
+        return max(0.0, now_s - self._silent_since.last)
+
+    def _account(self, now_s: float) -> None:
+        """Books the time since the last call to the situation that it was spent in."""
+        if self._accounted_s is not None and now_s > self._accounted_s:
+            where = situation(round(self._realtime.last), self._silent_s(self._accounted_s))
+            self._window.spend(now_s, where, now_s - self._accounted_s)
+        self._accounted_s = max(now_s, self._accounted_s or now_s)
+        passed = now_s - self._booked_at_s
+        if passed >= _BOOK_EVERY_S:
+            self._booked_at_s = now_s
+            part = math.exp(-passed / self._call_s)
+            lately = part * self._batch_lately.last + (1 - part) * self._batch.last
+            self._batch_lately.set(now_s, lately)
+
+    def _plan_anew(self, now_s: float) -> None:
+        young = self._plan is None or self._plan.calls < _FIRST_PLANS_CALLS
+        every = _FIRST_PLANS_EVERY_S if young else _PLAN_EVERY_S
+        if now_s - self._plan_at_s < every or not self._curve.knows_firsts:
+            return
+        self._plan_at_s = now_s
+        aim = Aim(self._settings.target, self._settings.can_abort, highest=self._settings.highest)
+        calls = self._plan.calls if self._plan else 0
+        trusted = min(_TRUST_FACTOR * self._seen_running, _TRUST_LEAST + calls / _TRUST_CALLS)
+        plan = make_plan(self._window, self._curve.curve(), aim, self._spend, trusted)
+        if plan is not None:
+            self._plan = plan
+            self._call_s = self._window.call_s()
+            free = max(1e-3, 1 - aim.quantile - plan.alone_too_slow)
+            used = (plan.too_slow - plan.alone_too_slow) / free
+            self._spend = min(2.0, max(0.15, 1 + 2 * (0.8 - used)))
+
+    def _forget_gone(self, now_s: float) -> None:
+        newest = max((load.at_s for load in self._workers.values()), default=now_s)
+        if now_s - newest > STALE_AFTER_S:
+            return
+        for name, load in list(self._workers.items()):
+            if now_s - load.at_s > _GONE_AFTER_S:
+                del self._workers[name]
+                total = sum(worker.in_flight for worker in self._workers.values())
+                self._set_realtime(total, now_s, now_s)
+
+    def _ages(self, now_s: float) -> dict[Source, float]:
+        """By source, the age of its oldest part; a source that never spoke is left out."""
+        ages: dict[Source, float] = {}
+        if self._workers:
+            oldest = min(load.at_s for load in self._workers.values())
+            ages[Source.REALTIME] = now_s - oldest
+        if self._queue is not None:
+            ages[Source.QUEUE] = now_s - self._queue.at_s
+        if self._engine is not None:
+            ages[Source.ENGINE] = now_s - self._engine.at_s
+        return ages

@@ -1,0 +1,1 @@
+"""Checking an input file and planning its lines."""

@@ -1,0 +1,1 @@
+"""What one call to an upstream means for its line."""

@@ -1,0 +1,1 @@
+"""Stored prompts: their registry, their template language, and lines that use them."""
