@@ -36,6 +36,7 @@ from schemas.records.lines import (
 )
 from schemas.records.loads import (
     ControllerLoad,
+    DueLines,
     PartitionSeen,
     PoolBacklog,
     PoolLoad,
@@ -83,6 +84,7 @@ __all__ = [
     "CollectedLine",
     "ControllerLoad",
     "DoneLines",
+    "DueLines",
     "FileRecord",
     "IntakeTask",
     "LineUsage",

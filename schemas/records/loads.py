@@ -19,6 +19,11 @@ class PoolLoad(msgspec.Struct, frozen=True, kw_only=True):
     pool: str
     credits: int
     held: int
+    in_flight: int = 0
+    wants: int = 0
+    call_ms: int = 0
+    limit: int = -1
+    reason: str = ""
 
 
 class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,12 +36,20 @@ class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):
     stopping: bool = False
 
 
+class DueLines(msgspec.Struct, frozen=True, kw_only=True):
+    """Lines that must be in by a certain time."""
+
+    deadline_ms: int
+    lines: int
+
+
 class PoolBacklog(msgspec.Struct, frozen=True, kw_only=True):
     """Lines that wait for one upstream pool."""
 
     pool: str
     lines: int
     tenants: int = 1
+    due: tuple[DueLines, ...] = ()
 
 
 class ControllerLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +68,9 @@ class RealtimePoolLoad(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int
     ttft_us: tuple[int, ...]
     itl_us: tuple[int, ...]
+    ttft_sent_ms: tuple[int, ...] = ()
+    gaps: int = 0
+    gaps_us: int = 0
 
 
 class RealtimeLoad(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,7 +1,7 @@
 """The gate: how many batch calls an upstream and model can carry now without anybody noticing.
 
-    signals ─► believed? ─► history ─► curve (curve)  ─┐
-                   │            └────► window (plan) ──┴─► plan, each few seconds
+    signals ─► believed? ─► history ─► curve.py ───────┐
+                   │            └────► window (plan.py) ┴─► plan, each few seconds
                    no                                             │
                    ▼                                              ▼ at each signal
                  floor ──────────────────► limiter ◄── the situation's limit, queues, deadlines
