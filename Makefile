@@ -4,6 +4,11 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Most tests wait for processes, so more of them than cores run at once; each file stays in one
+# process. Every process of the last line has a broker of 400 MB.
+JOBS ?= 4
+PYTEST := $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile
+SLOWEST_FIRST := tests/acceptance tests/integration tests/contract tests/compat
 STAMP := $(VENV)/.installed
 
 .PHONY: help
@@ -33,12 +38,12 @@ lint: install ## Formatting, lint, import contracts, types
 
 .PHONY: unit
 unit: install ## Tests without a broker
-	$(BIN)/pytest tests/unit tests/contract
+	$(PYTEST) tests/unit tests/contract
 
 .PHONY: test
 test: lint ## Lint, types and every test, on a real Apache Kafka where Docker or Java + Maven are
-	$(BIN)/pytest tests/unit --cov --cov-report=term-missing:skip-covered
-	$(BIN)/pytest tests --ignore=tests/unit
+	$(PYTEST) tests/unit --cov --cov-report=term-missing:skip-covered
+	$(PYTEST) --no-loadscope-reorder $(SLOWEST_FIRST)
 
 .PHONY: chaos
 chaos: install ## The long form of fault injection: kill -9 and SIGSTOP under load
@@ -59,4 +64,4 @@ format: install ## Format and fix what can be fixed
 
 .PHONY: clean
 clean: ## Remove what the targets above made
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*

@@ -8,6 +8,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from streams.settings import Settings
 from tests.support.brokers import (
@@ -17,6 +18,10 @@ from tests.support.brokers import (
     start_test_broker,
     stop_test_broker,
 )
+
+# A busy machine is no reason to fail; pytest-timeout ends what never would.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 def pytest_configure() -> None:

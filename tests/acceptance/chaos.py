@@ -25,6 +25,7 @@ from tests.support.batches import (
     results_of,
 )
 from tests.support.stack import Simulator, Stack
+from tests.support.waiting import deadline_in
 
 T = TypeVar("T")
 ROLES = ("controller", "file-worker", "batch-worker", "collector", "gateway")
@@ -95,7 +96,7 @@ def chaos_lines(run: str, count: int, rng: random.Random) -> list[dict[str, Any]
 
 def patiently(call: Callable[[], T], within_s: float = 120) -> T:
     """Repeats a call while the gateway is being restarted."""
-    deadline = time.monotonic() + within_s
+    deadline = deadline_in(within_s)
     while True:
         try:
             return call()
@@ -159,7 +160,7 @@ def audit_upstream(
 
 
 def _wait(client: OpenAI, batch_id: str, within_s: float) -> Batch:
-    deadline = time.monotonic() + within_s
+    deadline = deadline_in(within_s)
     while True:
         batch = patiently(lambda: client.batches.retrieve(batch_id))
         if batch.status in ENDED:

@@ -24,6 +24,7 @@ from tests.support.batches import ENDED, Results, check_conservation, results_of
 from tests.support.prompt_api import Prompts, Recorded, check_bodies, pins_shown
 from tests.support.prompts import Book, Version, mixed_jsonl, prompt_line
 from tests.support.stack import Stack
+from tests.support.waiting import deadline_in
 
 Pins = dict[tuple[str, int], int]
 _POLL_S = 0.2
@@ -213,7 +214,7 @@ class Storm:
                 watched.see(batch, {p.slug: p.begun for p in self.publishers})
 
     def _watch_until_all_ended(self, within_s: float = 180) -> None:
-        deadline = time.monotonic() + within_s
+        deadline = deadline_in(within_s)
         with client_of(self._stack) as client:
             while any(watched.ended is None for watched in self.batches):
                 self._look(client)

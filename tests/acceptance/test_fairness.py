@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -13,8 +12,12 @@ from openai import OpenAI
 
 from tests.support.batches import chat_line, submit, wait_for_end
 from tests.support.stack import Simulator, Stack, running, start_simulator, start_stack
+from tests.support.waiting import eventually_sync
 
 pytestmark = pytest.mark.kafka
+
+#: How many calls an upstream takes at once.
+SLOTS = 16
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,7 @@ def two_upstreams(
     kafka_bootstrap: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Stack]:
-    """A Backhaul with a healthy upstream of 16 slots and one that hangs."""
+    """A Backhaul with a healthy upstream and one that hangs."""
     data: Path = tmp_path_factory.mktemp("fairness")
     table = data / "table.yaml"
     table.write_text(
@@ -49,13 +52,13 @@ def two_upstreams(
                         "name": "healthy",
                         "base_url": slow_simulator.base_url,
                         "models": ["sim"],
-                        "max_in_flight": 16,
+                        "max_in_flight": SLOTS,
                     },
                     {
                         "name": "hanging",
                         "base_url": hanging_simulator.base_url,
                         "models": ["stuck"],
-                        "max_in_flight": 16,
+                        "max_in_flight": SLOTS,
                     },
                 ]
             }
@@ -85,39 +88,30 @@ def test_a_small_batch_of_another_tenant_passes_a_huge_one(two_upstreams: Stack)
         _client(two_upstreams, two_upstreams.new_key("other")) as second,
     ):
         huge = submit(first, [chat_line(f"huge-{n}") for n in range(20_000)])
-        deadline = time.monotonic() + 60
-        while _completed(first, huge.id) < 1:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        eventually_sync(lambda: _completed(first, huge.id) > 0, 60)
+        before = _completed(first, huge.id)
 
-        began = time.monotonic()
         small = submit(second, [chat_line(f"small-{n}") for n in range(10)])
         assert wait_for_end(second, small.id, within_s=30).status == "completed"
-        took_s = time.monotonic() - began
 
-        still = first.batches.retrieve(huge.id)
-        assert still.status == "in_progress", "the huge batch must still have been running"
-        assert took_s < 15, "seconds, not the minute that the huge batch takes"
+        meanwhile = _completed(first, huge.id) - before
+        assert meanwhile < 5_000, "the huge batch takes a minute, and this a few seconds of it"
         first.batches.cancel(huge.id)
         wait_for_end(first, huge.id, within_s=30)
 
 
-def test_a_hanging_upstream_does_not_slow_a_healthy_one(two_upstreams: Stack) -> None:
+def test_a_hanging_upstream_does_not_slow_a_healthy_one(
+    two_upstreams: Stack, slow_simulator: Simulator, hanging_simulator: Simulator
+) -> None:
     with _client(two_upstreams) as client:
-        began = time.monotonic()
-        alone = submit(client, [chat_line(f"alone-{n}") for n in range(320)])
-        wait_for_end(client, alone.id, within_s=60)
-        alone_s = time.monotonic() - began
-
         stuck = submit(client, [chat_line(f"stuck-{n}", model="stuck") for n in range(500)])
-        mixed_lines = [chat_line(f"mixed-{n}") for n in range(320)]
-        began = time.monotonic()
-        beside = submit(client, mixed_lines)
-        wait_for_end(client, beside.id, within_s=60)
-        beside_s = time.monotonic() - began
+        eventually_sync(lambda: hanging_simulator.requests()["open"] == SLOTS, 60)
+        slow_simulator.reset()
+        beside = submit(client, [chat_line(f"beside-{n}") for n in range(320)])
+        assert wait_for_end(client, beside.id, within_s=60).status == "completed"
 
+        assert slow_simulator.requests()["most_open"] == SLOTS, "it was as busy as it can be"
         assert client.batches.retrieve(stuck.id).status == "in_progress"
-        assert beside_s < 3 * alone_s + 2, f"{alone_s:.1f} s alone, {beside_s:.1f} s beside"
         client.batches.cancel(stuck.id)
         assert wait_for_end(client, stuck.id, within_s=30).status == "cancelled"
 
@@ -126,13 +120,6 @@ def test_within_one_batch_a_hanging_model_does_not_hold_up_another(two_upstreams
     lines = [chat_line(f"both-{n}", model="stuck" if n % 2 else "sim") for n in range(400)]
     with _client(two_upstreams) as client:
         batch = submit(client, lines)
-        deadline = time.monotonic() + 60
-        while True:
-            counts = client.batches.retrieve(batch.id).request_counts
-            assert counts is not None
-            if counts.completed == 200:
-                break
-            assert time.monotonic() < deadline, counts
-            time.sleep(0.1)
+        eventually_sync(lambda: _completed(client, batch.id) == 200, 60)
         client.batches.cancel(batch.id)
         assert wait_for_end(client, batch.id, within_s=30).status == "cancelled"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
@@ -22,10 +22,10 @@ from tests.support.batches import (
     wait_for_end,
 )
 from tests.support.stack import Simulator, Stack, running, start_simulator, start_stack
+from tests.support.waiting import eventually_sync
 
 pytestmark = pytest.mark.kafka
 
-T = TypeVar("T")
 #: So long an upstream that should hear nothing is watched.
 _QUIET_S = 2.0
 
@@ -72,15 +72,6 @@ def steer(client: OpenAI, path: str, **body: Any) -> dict[str, Any]:
     return cast("dict[str, Any]", answer)
 
 
-def wait_for(what: Callable[[], T], within_s: float = 60) -> T:
-    """What `what` answers once it is true."""
-    deadline = time.monotonic() + within_s
-    while not (found := what()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
-    return found
-
-
 def completed(client: OpenAI, batch: Batch) -> int:
     counts = patiently(lambda: client.batches.retrieve(batch.id)).request_counts
     return counts.completed if counts else 0
@@ -94,11 +85,11 @@ def calls(simulator: Simulator, run: str) -> int:
 
 def paused_and_drained(client: OpenAI, simulator: Simulator, run: str, batch: Batch) -> int:
     """Pauses the batch and waits until every line that was out has come in; how many that are."""
-    wait_for(lambda: completed(client, batch) > 50)
+    eventually_sync(lambda: completed(client, batch) > 50, 60)
     paused = steer(client, f"{batch.id}/pause")
     assert paused["status"] == "in_progress"
     assert paused["paused_at"] is not None
-    wait_for(lambda: 0 < completed(client, batch) == calls(simulator, run))
+    eventually_sync(lambda: 0 < completed(client, batch) == calls(simulator, run), 60)
     return completed(client, batch)
 
 
@@ -153,9 +144,9 @@ def test_a_higher_priority_overtakes_a_batch_that_runs(
 ) -> None:
     run = uuid4().hex[:6]
     first = submit(slow_client, [chat_line(f"{run}-a-{n}") for n in range(5000)])
-    wait_for(lambda: completed(slow_client, first) > 0)
+    eventually_sync(lambda: completed(slow_client, first) > 0, 60)
     second = submit(slow_client, [chat_line(f"{run}-b-{n}") for n in range(300)])
-    wait_for(lambda: slow_client.batches.retrieve(second.id).status == "in_progress")
+    eventually_sync(lambda: slow_client.batches.retrieve(second.id).status == "in_progress", 60)
     assert calls(slow_simulator, f"{run}-b") == 0, "the earlier deadline goes first"
 
     assert steer(slow_client, second.id, priority=1)["priority"] == 1

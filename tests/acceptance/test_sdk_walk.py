@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
 
 import pytest
 from openai import AsyncOpenAI, ConflictError, NotFoundError, OpenAI
+from openai.types import Batch
 
 from tests.support.batches import (
     chat_line,
@@ -18,6 +17,7 @@ from tests.support.batches import (
     wait_for_end,
 )
 from tests.support.stack import Simulator
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.kafka
 
@@ -49,13 +49,15 @@ async def test_the_async_client_walks_the_same_way(async_client: AsyncOpenAI) ->
         batch = await client.batches.create(
             input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
         )
-        deadline = time.monotonic() + 60
-        while batch.status != "completed":
-            assert time.monotonic() < deadline, batch.status
-            await asyncio.sleep(0.1)
-            batch = await client.batches.retrieve(batch.id)
-        assert batch.output_file_id is not None
-        content = await client.files.content(batch.output_file_id)
+
+        async def completed() -> Batch | None:
+            found = await client.batches.retrieve(batch.id)
+            return found if found.status == "completed" else None
+
+        ended = await eventually(completed, 60)
+        assert ended is not None
+        assert ended.output_file_id is not None
+        content = await client.files.content(ended.output_file_id)
         answered = [json.loads(line)["custom_id"] for line in content.content.splitlines()]
         assert answered == [line["custom_id"] for line in lines]
         assert (await client.files.delete(file.id)).deleted

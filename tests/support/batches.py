@@ -11,6 +11,8 @@ from typing import Any
 from openai import OpenAI
 from openai.types import Batch
 
+from tests.support.waiting import deadline_in
+
 ENDED = ("completed", "failed", "expired", "cancelled")
 
 
@@ -45,7 +47,7 @@ def submit(client: OpenAI, lines: Sequence[dict[str, Any]], **options: Any) -> B
 
 def wait_for_end(client: OpenAI, batch_id: str, within_s: float, poll_s: float = 0.1) -> Batch:
     """Polls until the batch has ended; its counts must never contradict themselves meanwhile."""
-    deadline = time.monotonic() + within_s
+    deadline = deadline_in(within_s)
     done_before = 0
     while True:
         batch = client.batches.retrieve(batch_id)
@@ -58,7 +60,7 @@ def wait_for_end(client: OpenAI, batch_id: str, within_s: float, poll_s: float =
         if batch.status in ENDED:
             return batch
         if time.monotonic() > deadline:
-            raise AssertionError(f"not ended within {within_s} s: {batch.status}, {counts}")
+            raise AssertionError(f"not ended in time: {batch.status}, {counts}")
         time.sleep(poll_s)
 
 

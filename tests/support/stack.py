@@ -21,6 +21,8 @@ from typing import IO, Any
 
 import psutil
 
+from tests.support.waiting import deadline_in
+
 #: `backhaul` of the environment that runs the tests.
 BACKHAUL = str(Path(sys.executable).with_name("backhaul"))
 
@@ -170,7 +172,7 @@ def _launch(
 
 
 def _first_line(process: subprocess.Popen[str], out: IO[str], within_s: float) -> str:
-    deadline = time.monotonic() + within_s
+    deadline = deadline_in(within_s)
     with selectors.DefaultSelector() as selector:
         selector.register(out, selectors.EVENT_READ)
         while time.monotonic() < deadline:
@@ -181,7 +183,7 @@ def _first_line(process: subprocess.Popen[str], out: IO[str], within_s: float) -
             if process.poll() is not None:
                 raise AssertionError(f"{process.args!r} ended with {process.returncode}")
     _end(process)
-    raise AssertionError(f"{process.args!r} printed nothing within {within_s} s")
+    raise AssertionError(f"{process.args!r} printed nothing in time")
 
 
 def _end(process: subprocess.Popen[str]) -> int:

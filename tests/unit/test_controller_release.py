@@ -262,11 +262,17 @@ async def working() -> AsyncIterator[Station]:
     assert station.errors == []
 
 
-async def test_credits_and_batches_wake_the_releaser_at_once() -> None:
+@pytest.fixture
+def never_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the releaser does, it was woken for."""
+    monkeypatch.setattr("streams.controller.release.LOAD_PERIOD_S", 3600.0)
+
+
+async def test_credits_and_batches_wake_the_releaser_at_once(never_by_time: None) -> None:
     async with working() as station:
         station.releaser.apply(OpenLines(await station.batch("batch_1", 10)))
         station.hear()
-        await eventually(lambda: station.lines("batch_1") == list(range(10)), 0.9)
+        await eventually(lambda: station.lines("batch_1") == list(range(10)))
         (record,) = {r.pool: r for r in station.sender.of(LINE_READY)}.values()
         assert record.tail
         assert record.lines[-1].raw is not None
@@ -345,9 +351,9 @@ async def test_a_store_that_fails_for_one_batch_delays_only_that_one(broken: str
         await eventually(lambda: len(station.lines("batch_sick")) == 5, 5)
 
 
-async def test_a_paused_batch_is_not_sent_even_if_it_was_chosen_and_resume_sends_it_at_once() -> (
-    None
-):
+async def test_a_paused_batch_is_not_sent_even_if_it_was_chosen_and_resume_sends_it_at_once(
+    never_by_time: None,
+) -> None:
     async with working() as station:
         batch = await station.batch("batch_1", 200)
         station.releaser.apply(OpenLines(batch))
@@ -359,7 +365,7 @@ async def test_a_paused_batch_is_not_sent_even_if_it_was_chosen_and_resume_sends
         assert station.lines("batch_1") == []
         station.read()
         station.releaser.apply(SteerLines("batch_1", batch.terms, paused=False))
-        await eventually(lambda: len(station.lines("batch_1")) == 64, 0.9)
+        await eventually(lambda: len(station.lines("batch_1")) == 64)
 
 
 async def test_a_releaser_that_begins_with_a_paused_batch_waits_for_its_resume() -> None:

@@ -253,7 +253,9 @@ def test_of_many_samples_a_bounded_number_is_kept() -> None:
     assert samples.take() == ()
 
 
-async def test_a_load_is_published_when_it_changes_and_also_when_it_does_not() -> None:
+async def test_a_load_is_published_when_it_changes_and_also_when_it_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     published: list[RealtimeLoad] = []
     changed = asyncio.Event()
 
@@ -264,11 +266,16 @@ async def test_a_load_is_published_when_it_changes_and_also_when_it_does_not() -
 
     async with desk(always(completion())) as made:
         reporter = LoadReporter(made.worker, send, changed)
+        monkeypatch.setattr("streams.realtime_worker.load.PERIOD_S", 3600.0)
         running = asyncio.create_task(reporter.run())
-        await eventually(lambda: len(published) == 1)
-        changed.set()
-        await eventually(lambda: len(published) == 2, 0.5)
-        await eventually(lambda: len(published) == 3)
+        for number in (1, 2, 3):
+            await eventually(lambda number=number: len(published) == number)  # type: ignore[misc]
+            changed.set()
+        await eventually(lambda: len(published) == 4)
+        running.cancel()
+        monkeypatch.setattr("streams.realtime_worker.load.PERIOD_S", 0.1)
+        running = asyncio.create_task(reporter.run())
+        await eventually(lambda: len(published) >= 6)
         await reporter.publish(stopping=True)
         running.cancel()
     assert [load.stopping for load in published[-2:]] == [False, True]
