@@ -108,6 +108,15 @@ class Credits:
         free = self._share(pool, mine, waiting, open_, known.load.at_ms, now_ms) - waiting
         return Grant(worker, free, credits_) if free > 0 else None
 
+    def served(self, now_ms: int) -> set[str]:
+        """Pools that some worker serves, whether or not it takes anything just now."""
+        return {
+            pool
+            for worker in self._workers.values()
+            if not worker.load.stopping and not self._stale(worker.heard_at_ms, now_ms)
+            for pool in worker.credits
+        }
+
     def owner(self, partition: int, now_ms: int) -> str | None:
         """The worker that reads the partition, if one is known to."""
         owner = self._partition(partition).owner

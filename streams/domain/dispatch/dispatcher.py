@@ -23,6 +23,7 @@ from itertools import count
 
 from schemas.records import ControllerLoad, OpenRetry, PoolBacklog, WorkerLoad
 from streams.domain.dispatch.credits import Credits, Grant
+from streams.domain.dispatch.due import DueWork
 from streams.domain.dispatch.lane import BatchLines, Lane, OpenBatch
 from streams.domain.dispatch.lease import Leases
 from streams.domain.dispatch.queue import PoolQueue
@@ -62,6 +63,7 @@ class Dispatcher:
         self._batches: dict[str, BatchLines] = {}
         self._queues: dict[str, PoolQueue] = {}
         self._backlogs: dict[str, int] = {}
+        self._due = DueWork()
         self._wants: list[Want] = []
         self._order = count()
         self._timers: list[tuple[int, int, Lane]] = []
@@ -171,11 +173,12 @@ class Dispatcher:
         self._credits.controller_load(load, now_ms)
 
     def load(self, now_ms: int) -> ControllerLoad:
-        """What waits here, for the other controllers."""
+        """What waits here, for the other controllers, and is due, for the workers' gates."""
+        due = self._due.at(self._batches.values(), self._credits.served(now_ms), now_ms)
         pools = tuple(
-            PoolBacklog(pool=pool, lines=claim.lines, tenants=claim.tenants)
+            PoolBacklog(pool=pool, lines=claim.lines, tenants=claim.tenants, due=due.get(pool, ()))
             for pool in sorted(self._queues)
-            if (claim := self._claim(pool, self._credits.waiting(pool))).lines
+            if (claim := self._claim(pool, self._credits.waiting(pool))).lines or due.get(pool)
         )
         return ControllerLoad(controller=self._controller, at_ms=now_ms, pools=pools)
 

@@ -237,6 +237,16 @@ class BatchLines:
         """Whether lines may be released: not paused, not closed, the window not over."""
         return self.running and now_ms < self.deadline_ms
 
+    def left(self) -> list[int]:
+        """About how many lines of each lane are not in: lanes share what is out or not loaded."""
+        known = [len(lane.window) + len(lane.again) for lane in self.lanes]
+        sharing = [n for n, lane in enumerate(self.lanes) if lane.cursor < self.total]
+        sharing = sharing or list(range(len(self.lanes)))
+        rest = max(0, self.total - self.accepted - sum(known))
+        for place, number in enumerate(sharing):
+            known[number] += rest // len(sharing) + (place < rest % len(sharing))
+        return known
+
     def is_done(self, line: int) -> bool:
         """Whether the line is accepted."""
         return bool(self._done[line >> 3] >> (line & 7) & 1)
