@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -28,6 +30,13 @@ def pytest_configure() -> None:
     """A shell starts what runs in its background without Ctrl-C, and children inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_keyboard_interrupt() -> None:
+    """One of several test processes has ten seconds after Ctrl-C: no time to stop in order."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        for child in psutil.Process().children():
+            child.kill()
 
 
 @pytest.fixture(scope="session")

@@ -110,7 +110,7 @@ def test_a_hanging_upstream_does_not_slow_a_healthy_one(
         beside = submit(client, [chat_line(f"beside-{n}") for n in range(320)])
         assert wait_for_end(client, beside.id, within_s=60).status == "completed"
 
-        assert slow_simulator.requests()["most_open"] == SLOTS, "it was as busy as it can be"
+        assert slow_simulator.requests()["most_open"] > SLOTS // 2, "it was as busy as alone"
         assert client.batches.retrieve(stuck.id).status == "in_progress"
         client.batches.cancel(stuck.id)
         assert wait_for_end(client, stuck.id, within_s=30).status == "cancelled"

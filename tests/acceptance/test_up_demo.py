@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.stack import BACKHAUL
+from tests.support.stack import BACKHAUL, leashed
 from tests.support.waiting import eventually_sync
 
 pytestmark = pytest.mark.timeout(300)
@@ -80,7 +80,7 @@ def test_the_demo_needs_nothing_but_python(tmp_path: Path) -> None:
 def test_ctrl_c_stops_the_demo_and_everything_that_it_started(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     demo = subprocess.Popen(
-        [BACKHAUL, "demo", "--data", str(folder)],
+        leashed(BACKHAUL, "demo", "--data", str(folder)),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

@@ -21,6 +21,7 @@ from typing import IO, Any
 
 import psutil
 
+from api.up import leash
 from tests.support.waiting import deadline_in
 
 #: `backhaul` of the environment that runs the tests.
@@ -155,11 +156,19 @@ def _role_of(process: psutil.Process) -> str | None:
     return "gateway" if module == "api" else rest[0] if module == "streams" and rest else None
 
 
+def leashed(*command: str) -> list[str]:
+    """The command for a process in a session of its own, which Ctrl-C at the tests won't reach.
+
+    It must be started in the main thread (see api.up.process.ChildProcess).
+    """
+    return [sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), *command]
+
+
 def _launch(
     command: Sequence[str], env: dict[str, str], within_s: float
 ) -> tuple[subprocess.Popen[str], dict[str, Any]]:
     process = subprocess.Popen(
-        command,
+        leashed(*command),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
