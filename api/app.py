@@ -15,6 +15,7 @@ from api.auth import Keyring
 from api.body import MAX_BODY_BYTES
 from api.catalogue import ModelCatalogue
 from api.cleanup import Cleanup
+from api.forecasts import Forecasts
 from api.gateway import GATEWAY, Gateway, Timeouts
 from api.log_port import LogIdentity, LogProducer, LogReader
 from api.protocol import EnvelopeRunner
@@ -37,7 +38,7 @@ from api.routes import (
 )
 from schemas.metrics import Metrics
 from schemas.partitions import partition_for
-from schemas.topics import CAPACITY, REALTIME_REPLY
+from schemas.topics import BATCH_FORECAST, CAPACITY, REALTIME_REPLY
 from streams.adapters.object_store import open_store
 from streams.domain.clock import Clock, SystemClock
 from streams.domain.upstreams import UpstreamTable
@@ -83,6 +84,7 @@ async def assembled(
     reader: LogReader,
     identity: LogIdentity,
     lane_log: LaneLog,
+    forecast_reader: LogReader,
     object_store: ObjectStore,
     upstreams: UpstreamTable,
     read_model: Path | None,
@@ -119,6 +121,9 @@ async def assembled(
         )
         stack.push_async_callback(lane.stop)
         await lane.start()
+        forecasts = Forecasts(forecast_reader, clock)
+        stack.push_async_callback(forecasts.stop)
+        await forecasts.start()
         gateway = Gateway(
             settings=settings,
             clock=clock,
@@ -133,6 +138,7 @@ async def assembled(
             renderer=renderer,
             upstreams=upstreams,
             lane=lane,
+            forecasts=forecasts,
             timeouts=timeouts,
         )
         yield gateway, following
@@ -162,6 +168,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 reader=TopicReader(settings, TOPICS, metrics=metrics),
                 identity=_identity_of(settings),
                 lane_log=await _lane_log(settings, producer, metrics),
+                forecast_reader=TopicReader(settings, [BATCH_FORECAST], metrics=metrics),
                 object_store=object_store,
                 upstreams=upstreams,
                 read_model=read_model_path(settings),

@@ -15,8 +15,10 @@ from weakref import WeakValueDictionary
 import structlog
 from aiohttp import web
 
+from api import views
 from api.auth import Keyring
 from api.catalogue import ModelCatalogue
+from api.forecasts import Forecasts
 from api.log_port import LogProducer
 from api.prompt_facts import PromptFacts
 from api.read_model.follower import Follower
@@ -24,6 +26,7 @@ from api.read_model.prompt_queries import PromptQueries
 from api.read_model.queries import Queries
 from api.read_model.store import ReadModelStore
 from api.realtime.lane import Lane
+from api.views import JSON
 from schemas.records import BatchSnapshot, FileRecord, Record
 from schemas.topics import Topic
 from streams.domain.clock import Clock
@@ -83,6 +86,7 @@ class Gateway:
     renderer: Renderer
     upstreams: UpstreamTable
     lane: Lane
+    forecasts: Forecasts
     timeouts: Timeouts = Timeouts()
     #: Each upload holds a megabyte or two.
     uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_UPLOADS))
@@ -95,6 +99,10 @@ class Gateway:
     prompt_locks: WeakValueDictionary[str, asyncio.Lock] = field(
         default_factory=WeakValueDictionary
     )
+
+    def shown(self, batch: BatchSnapshot) -> JSON:
+        """The Batch object, with what is foreseen for it."""
+        return views.batch(batch, self.forecasts.of(batch))
 
     async def publish(self, topic: Topic, key: str, record: Record) -> bool:
         """Sends a record and waits until it was read back; False if that took too long.

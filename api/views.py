@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from api.forecasts import Foreseen
 from schemas.records import BatchError, BatchSnapshot, FileRecord
 
 JSON = dict[str, Any]
@@ -20,7 +21,7 @@ def answer(body: JSON, headers: Mapping[str, str] | None = None) -> web.Response
     )
 
 
-def batch(snapshot: BatchSnapshot) -> JSON:
+def batch(snapshot: BatchSnapshot, foreseen: Foreseen) -> JSON:
     """A Batch, with every field that OpenAI's has."""
     usage = snapshot.usage
     return {
@@ -56,8 +57,12 @@ def batch(snapshot: BatchSnapshot) -> JSON:
             "total_tokens": usage.input_tokens + usage.output_tokens,
         },
         "metadata": snapshot.metadata or None,
-        # These are ours: what live control shows, and the versions of stored prompts that its
-        # lines use, for ever.
+        # These are ours: what is foreseen, what live control shows, and the versions of stored
+        # prompts that its lines use, for ever.
+        "eta": foreseen.eta,
+        "at_risk": foreseen.at_risk,
+        "queue_position": foreseen.queue_position,
+        "queued": foreseen.queued,
         "priority": snapshot.priority,
         "paused_at": _seconds(snapshot.paused_at_ms),
         "prompts": [

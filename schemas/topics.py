@@ -95,6 +95,16 @@ BATCH_STATUS = Topic(
     why="The latest snapshot of each batch, for the gateways' read models and for workers that "
     "drop lines of ended batches.",
 )
+BATCH_FORECAST = Topic(
+    name="batch.forecast.v1",
+    key="instance id",
+    records=(r.BatchForecasts,),
+    partitions=1,
+    cleanup=Cleanup.DELETE,
+    retention_s=_HOUR_S,
+    why="What is foreseen for running batches, for the gateways. Said again within 10 minutes, so "
+    "an hour is plenty, and nothing of a batch that has ended needs to be removed.",
+)
 FILE = Topic(
     name="file.v1",
     key="file id",
@@ -205,6 +215,7 @@ TOPICS: tuple[Topic, ...] = (
     BATCH_COMMAND,
     BATCH_EVENT,
     BATCH_STATUS,
+    BATCH_FORECAST,
     FILE,
     ACCOUNT,
     PROMPT,

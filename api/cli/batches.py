@@ -26,8 +26,10 @@ from api.cli.view import (
     counts_text,
     duration,
     error_lines,
+    forecast_text,
     priority_text,
     prompt_lines,
+    queue_text,
     view_of,
     warning_lines,
 )
@@ -78,7 +80,8 @@ def _row(view: BatchView) -> str:
     done = f"{view.done}/{view.total}" if view.total else "-"
     created = ago(time.time() - view.created_at)
     row = f"{view.id:<38} {view.state:<11} {done:>11} {view.failed or '-':>6} {created:>10}"
-    return f"{row}  {priority_text(view)}".rstrip()
+    words = (priority_text(view), forecast_text(view, time.time()), queue_text(view))
+    return f"{row}  {', '.join(word for word in words if word)}".rstrip()
 
 
 def get(
@@ -115,6 +118,10 @@ def _fields(view: BatchView, batch: Json) -> list[tuple[str, str]]:
         fields.append(("ended", f"{_at(view.ended_at)} (after {took})"))
     elif view.expires_at:
         fields.append(("expires", f"{_at(view.expires_at)} (in {duration(view.expires_at - now)})"))
+    if view.eta:
+        risk = ", at risk: later than it expires" if view.at_risk else ""
+        fields.append(("eta", f"{_at(view.eta)} (in {duration(view.eta - now)}){risk}"))
+    fields.append(("queue", queue_text(view)))
     if view.input_tokens or view.output_tokens:
         fields.append(("tokens", f"{view.input_tokens:,} in, {view.output_tokens:,} out"))
     fields += [

@@ -40,6 +40,10 @@ class BatchView:
     unused_variables: int
     priority: int
     paused_at: int | None
+    eta: int | None
+    at_risk: bool
+    queue_position: int | None
+    queued: bool
 
     @property
     def state(self) -> str:
@@ -88,6 +92,10 @@ def view_of(batch: Mapping[str, Any]) -> BatchView:
         unused_variables=int((batch.get("warnings") or {}).get("unused_variables") or 0),
         priority=int(batch.get("priority") or 0),
         paused_at=batch.get("paused_at"),
+        eta=batch.get("eta"),
+        at_risk=bool(batch.get("at_risk")),
+        queue_position=batch.get("queue_position"),
+        queued=bool(batch.get("queued")),
     )
 
 
@@ -129,6 +137,22 @@ def counts_text(view: BatchView) -> str:
 def priority_text(view: BatchView) -> str:
     """`priority 5`; empty for the ordinary one."""
     return f"priority {view.priority}" if view.priority else ""
+
+
+def queue_text(view: BatchView) -> str:
+    """`behind 2 of your batches`, `waits for room: behind 1 of your batches`; empty for none."""
+    ahead = view.queue_position or 0
+    behind = f"behind {ahead:,} of your batches" if ahead else ""
+    if view.queued:
+        return f"waits for room{': ' if behind else ''}{behind}"
+    return behind
+
+
+def forecast_text(view: BatchView, now: float) -> str:
+    """`0:07 left`, `3:05:00 left, at risk`; empty while nothing is known."""
+    if view.eta is None:
+        return ""
+    return f"{duration(view.eta - now)} left{', at risk' if view.at_risk else ''}"
 
 
 def error_lines(errors: Sequence[Mapping[str, Any]]) -> list[str]:

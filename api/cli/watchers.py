@@ -10,7 +10,7 @@ from api.cli.follow import Watcher
 from api.cli.http import Json
 from api.cli.pace import Pace
 from api.cli.terminal import console, is_live, note, out_json
-from api.cli.view import BatchView, duration, priority_text
+from api.cli.view import BatchView, duration, forecast_text, priority_text, queue_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -26,14 +26,21 @@ def watcher_for(*, as_json: bool) -> Watcher:
     return LiveWatcher() if is_live() else LineWatcher()
 
 
-def pace_text(view: BatchView, pace: Pace) -> str:
-    """`512 lines/s, 0:07 left`; empty while the lines don't run."""
-    rate = pace.lines_per_s()
-    if rate is None or view.state != "in_progress":
+def pace_text(view: BatchView, pace: Pace, now: float) -> str:
+    """`512 lines/s, 0:07 left`; empty while the lines don't run.
+
+    The server's forecast, which knows what else runs, goes before what the pace alone says.
+    """
+    if view.state != "in_progress":
         return ""
-    rate_text = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+    rate = pace.lines_per_s()
+    words = []
+    if rate is not None:
+        words.append(f"{rate:,.0f} lines/s" if rate >= 10 else f"{rate:.1f} lines/s")
     left = pace.seconds_left(view.total - view.done)
-    return f"{rate_text} lines/s" + ("" if left is None else f", {duration(left)} left")
+    own = "" if rate is None or left is None else f"{duration(left)} left"
+    words += [forecast_text(view, now) or own, queue_text(view)]
+    return ", ".join(word for word in words if word)
 
 
 class JSONWatcher:
@@ -61,7 +68,7 @@ class LineWatcher:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._state: tuple[str, int, int | None] = ("", 0, None)
+        self._state: tuple[object, ...] = ()
         self._done = -1
         self._said_at = 0.0
         self._trouble = False
@@ -70,7 +77,7 @@ class LineWatcher:
         """Prints a line if there is something new to say."""
         now = self._clock()
         counted = view.done != self._done and now - self._said_at >= _LINE_EVERY_S
-        state = (view.state, view.priority, view.expires_at)
+        state = (view.state, view.priority, view.expires_at, view.at_risk, view.queued)
         if state == self._state and not counted and not self._trouble:
             return
         self._state, self._done, self._said_at, self._trouble = state, view.done, now, False
@@ -81,7 +88,7 @@ class LineWatcher:
             words.append(f"{view.failed:,} failed")
         if view.priority:
             words.append(priority_text(view))
-        words.append(pace_text(view, pace))
+        words.append(pace_text(view, pace, time.time()))
         note("  ".join(words).rstrip())
 
     def trouble(self, message: str) -> None:
@@ -106,7 +113,7 @@ class LiveWatcher:
             self._progress = _bar()
             self._progress.add_task("batch", total=None, failed="", pace="")
             self._progress.start()
-        self._update(view.state, view, pace_text(view, pace) or priority_text(view))
+        self._update(view.state, view, pace_text(view, pace, time.time()) or priority_text(view))
         if view.ended:
             self.close()
 

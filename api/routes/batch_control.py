@@ -34,7 +34,7 @@ async def pause(request: web.Request) -> web.Response:
     batch = await _judged(request, "pause", PAUSABLE)
     if batch.paused_at_ms is None:
         batch = await _sent(request.app[GATEWAY], batch, BatchPause)
-    return views.answer(views.batch(batch))
+    return views.answer(request.app[GATEWAY].shown(batch))
 
 
 @routes.post("/v1/batches/{batch_id}/resume")
@@ -44,7 +44,7 @@ async def resume(request: web.Request) -> web.Response:
     batch = await _judged(request, "resume", CHANGEABLE)
     if batch.paused_at_ms is not None:
         batch = await _sent(request.app[GATEWAY], batch, BatchResume)
-    return views.answer(views.batch(batch))
+    return views.answer(request.app[GATEWAY].shown(batch))
 
 
 @routes.post("/v1/batches/{batch_id}")
@@ -57,7 +57,7 @@ async def change(request: web.Request) -> web.Response:
     asked = _asked(body, batch, gateway)
     if asked:
         batch = await _sent(gateway, batch, BatchChange, **asked)
-    return views.answer(views.batch(batch))
+    return views.answer(request.app[GATEWAY].shown(batch))
 
 
 async def _judged(

@@ -35,7 +35,7 @@ async def create(request: web.Request) -> web.Response:
         gateway.settings.completion_windows,
     )
     batch = await create_batch(gateway, tenant, asked)
-    return views.answer(views.batch(batch))
+    return views.answer(gateway.shown(batch))
 
 
 @routes.get("/v1/batches")
@@ -50,14 +50,14 @@ async def list_batches(request: web.Request) -> web.Response:
         if after is None:
             raise unknown_after(wanted)
     found = await gateway.queries.batches(tenant, after, page.limit + 1)
-    data = [views.batch(b) for b in found[: page.limit]]
+    data = [gateway.shown(b) for b in found[: page.limit]]
     return views.answer(views.page(data, has_more=len(found) > page.limit))
 
 
 @routes.get("/v1/batches/{batch_id}")
 async def get(request: web.Request) -> web.Response:
     """One batch."""
-    return views.answer(views.batch(await found_batch(request)))
+    return views.answer(request.app[GATEWAY].shown(await found_batch(request)))
 
 
 @routes.post("/v1/batches/{batch_id}/cancel")
@@ -71,7 +71,7 @@ async def cancel(request: web.Request) -> web.Response:
         raise Conflict(f"Cannot cancel a batch with status '{batch.status.value}'.")
     if batch.status not in _CANCELLED:
         batch = await _cancel(gateway, tenant, batch)
-    return views.answer(views.batch(batch))
+    return views.answer(gateway.shown(batch))
 
 
 async def found_batch(request: web.Request) -> BatchSnapshot:

@@ -43,7 +43,7 @@ async def create(request: web.Request) -> web.Response:
     async with gateway.makings:
         asked = await read_prompt_batch(request, gateway.settings.completion_windows)
         batch = await _known(gateway, tenant, asked) or await _made(gateway, tenant, asked)
-    return views.answer(views.batch(batch))
+    return views.answer(gateway.shown(batch))
 
 
 async def _known(gateway: Gateway, tenant: str, asked: PromptBatchRequest) -> BatchSnapshot | None:

@@ -23,6 +23,7 @@ from schemas.records.batches import (
 )
 from schemas.records.commands import BatchCancel, BatchChange, BatchCreate, BatchPause, BatchResume
 from schemas.records.common import ClaimCheck, ObjectRef, Usage
+from schemas.records.forecasts import BatchForecast, BatchForecasts
 from schemas.records.lines import (
     CollectedLine,
     DoneLines,
@@ -71,6 +72,8 @@ __all__ = [
     "BatchChange",
     "BatchCreate",
     "BatchError",
+    "BatchForecast",
+    "BatchForecasts",
     "BatchPause",
     "BatchRejected",
     "BatchResume",
@@ -132,6 +135,7 @@ Record = (
     | DoneLines
     | UsageRecorded
     | BatchSnapshot
+    | BatchForecasts
     | FileRecord
     | ApiKeyRecord
     | PromptHead
@@ -164,6 +168,7 @@ RECORDS: tuple[type[Record], ...] = (
     DoneLines,
     UsageRecorded,
     BatchSnapshot,
+    BatchForecasts,
     FileRecord,
     ApiKeyRecord,
     PromptHead,

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import structlog
 
-from schemas.records import ControllerLoad, OpenRetry, ReadyLines, WorkerLoad
-from schemas.topics import CAPACITY, LINE_READY
+from schemas.records import BatchForecasts, ControllerLoad, OpenRetry, ReadyLines, WorkerLoad
+from schemas.topics import BATCH_FORECAST, CAPACITY, LINE_READY, Topic
 from streams.background import Tasks
 from streams.controller.books import Books
+from streams.controller.forecasts import Forecasts
 from streams.controller.input_lines import InputLines, Source
 from streams.controller.loads import Load
 from streams.controller.log import LineEffect
@@ -77,6 +78,7 @@ class Releaser:
         self._guard = guard
         self._clock = clock
         self._dispatcher = Dispatcher(controller)
+        self._forecasts = Forecasts(controller, self._dispatcher)
         self._running: dict[str, _Running] = {}
         self._failures: Counter[str] = Counter()
         self._wake = asyncio.Event()
@@ -131,6 +133,8 @@ class Releaser:
             for slice_ in slices:
                 self._tasks.start(self._send(slice_))
             self._tell_others()
+            for forecasts in self._forecasts.due(self._clock.now_ms()):
+                self._tasks.start(self._publish(BATCH_FORECAST, forecasts))
             if slices:
                 # There may be more than one call releases; others get their turn in between.
                 await asyncio.sleep(0)
@@ -270,11 +274,11 @@ class Releaser:
         if last is not None and recent and _shape(load) == _shape(last):
             return
         self._load = load
-        self._tasks.start(self._publish(load))
+        self._tasks.start(self._publish(CAPACITY, load))
 
-    async def _publish(self, load: ControllerLoad) -> None:
+    async def _publish(self, topic: Topic, record: ControllerLoad | BatchForecasts) -> None:
         await self._guard.wait()
-        await self._sender.send(CAPACITY, load.controller, load)
+        await self._sender.send(topic, record.controller, record)
 
 
 def _shape(load: ControllerLoad) -> list[tuple[str, int]]:

@@ -113,6 +113,21 @@ def test_get_and_list_show_a_pause_and_a_priority(gateway: FakeGateway) -> None:
     assert "priority" not in plain_shown
 
 
+def test_get_and_list_show_what_is_foreseen(gateway: FakeGateway) -> None:
+    eta = int(time.time()) + 7200
+    gateway.add_batch(
+        a_batch("b", counts=(10, 4, 0), eta=eta, at_risk=True, queue_position=3, queued=False)
+    )
+    gateway.add_batch(a_batch("plain", counts=(10, 4, 0)))
+    shown = backhaul("get", "b").stdout
+    assert "at risk: later than it expires" in shown
+    assert "queue:       behind 3 of your batches" in shown
+    plain, foreseen = backhaul("list").stdout.splitlines()[1:]
+    assert "left, at risk, behind 3 of your batches" in foreseen
+    assert "left" not in plain
+    assert "eta" not in backhaul("get", "plain").stdout
+
+
 def test_watch_tells_when_it_is_paused_resumed_and_changed(gateway: FakeGateway) -> None:
     counts = (10, 4, 0)
     gateway.add_batch(

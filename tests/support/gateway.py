@@ -23,7 +23,7 @@ from api.read_model.schema import TOPICS, from_create
 from api.realtime.lane import LaneLog
 from schemas.metrics import Metrics
 from schemas.records import BatchCreate, BatchSnapshot, Record
-from schemas.topics import BATCH_COMMAND, BATCH_STATUS, CAPACITY, REALTIME_REPLY
+from schemas.topics import BATCH_COMMAND, BATCH_FORECAST, BATCH_STATUS, CAPACITY, REALTIME_REPLY
 from streams.adapters.object_store_fake import FakeObjectStore
 from streams.domain.clock import Clock, SystemClock
 from streams.domain.upstreams import UpstreamTable, parse_upstreams
@@ -179,6 +179,7 @@ async def running_gateway(
             lane_log=LaneLog(
                 replies=log.reader([REALTIME_REPLY]), loads=log.reader([CAPACITY]), partition=0
             ),
+            forecast_reader=log.reader([BATCH_FORECAST]),
             object_store=store,
             upstreams=upstreams,
             read_model=read_model,

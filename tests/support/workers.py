@@ -50,12 +50,13 @@ class FakeWorker:
     done: list[Slice] = field(default_factory=list)
     next_offset: dict[int, int] = field(default_factory=dict)
     stopping: bool = False
+    at_ms: int = NOW
 
     def load(self) -> WorkerLoad:
         """What it publishes."""
         return WorkerLoad(
             worker=self.name,
-            at_ms=NOW,
+            at_ms=self.at_ms,
             partitions=tuple(
                 PartitionSeen(
                     partition=p, next_offset=self.next_offset.get(p, 0), committed=self.committed(p)
@@ -105,6 +106,8 @@ class Bench:
         self.bytes_of: dict[str, int] = {}
         #: The lane of each line, by batch; all lines are of lane 0 otherwise.
         self.lane_of: dict[str, Sequence[int]] = {}
+        #: The stored prompt of each line, by batch; none otherwise.
+        self.pin_of: dict[str, Sequence[int]] = {}
         self.now = NOW
 
     def load_plans(self) -> bool:
@@ -115,8 +118,9 @@ class Bench:
             cursor = min(batch.total, want.cursor + want.rows)
             lanes = self.lane_of.get(batch.batch_id)
             length = self.bytes_of.get(batch.batch_id, self.line_bytes)
+            pins = self.pin_of.get(batch.batch_id)
             rows = [
-                LineAt(n, n * length, length)
+                LineAt(n, n * length, length, pins[n] if pins else 0)
                 for n in range(want.cursor, cursor)
                 if lanes is None or lanes[n] == want.lane.number
             ]

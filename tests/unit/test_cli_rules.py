@@ -218,9 +218,22 @@ class TestLines:
         pace = Pace()
         pace.observe(0, 0)
         pace.observe(10, 20_000)
-        assert pace_text(view_of(batch("finalizing", 100)), pace) == ""
+        assert pace_text(view_of(batch("finalizing", 100)), pace, 0) == ""
         view = view_of(batch("in_progress", 20_000, 50_000))
-        assert pace_text(view, pace) == "2,000 lines/s, 0:15 left"
+        assert pace_text(view, pace, 0) == "2,000 lines/s, 0:15 left"
+
+    def test_the_servers_forecast_goes_before_what_the_pace_says(self) -> None:
+        pace = Pace()
+        foreseen = {"eta": 1090, "at_risk": True, "queue_position": 2, "queued": False}
+        shown = {**batch("in_progress", 0, 50), **foreseen}
+        text = "1:30 left, at risk, behind 2 of your batches"
+        assert pace_text(view_of(shown), pace, 1000) == text
+        pace.observe(0, 0)
+        pace.observe(10, 20_000)
+        assert pace_text(view_of(shown), pace, 1000) == f"2,000 lines/s, {text}"
+        waiting = {**batch("in_progress", 0, 50), "queue_position": 1, "queued": True}
+        text = "waits for room: behind 1 of your batches"
+        assert pace_text(view_of(waiting), Pace(), 1000) == text
 
 
 class TestPlace:

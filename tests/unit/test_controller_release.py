@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from schemas.records import (
+    BatchForecasts,
     ControllerLoad,
     ObjectRef,
     OpenRetry,
@@ -17,7 +18,7 @@ from schemas.records import (
     ReadyLine,
     ReadyLines,
 )
-from schemas.topics import CAPACITY, LINE_READY
+from schemas.topics import BATCH_FORECAST, CAPACITY, LINE_READY
 from streams.adapters.object_store_fake import FakeObjectStore
 from streams.controller.books import Books
 from streams.controller.input_lines import BLOCK_BYTES, Blocks, InputLines, Source
@@ -278,6 +279,16 @@ async def test_credits_and_batches_wake_the_releaser_at_once(never_by_time: None
         assert record.lines[-1].raw is not None
         loads: list[ControllerLoad] = station.sender.of(CAPACITY)
         assert loads[-1].controller == "c0"
+
+
+async def test_what_is_foreseen_is_published() -> None:
+    async with working() as station:
+        station.releaser.apply(OpenLines(await station.batch("batch_1", 10)))
+        station.hear()
+        await eventually(lambda: bool(station.sender.of(BATCH_FORECAST)))
+        told: BatchForecasts = station.sender.of(BATCH_FORECAST)[0]
+        assert told.controller == "c0"
+        assert [(f.batch_id, f.queue_position) for f in told.forecasts] == [("batch_1", 0)]
 
 
 async def test_only_a_slice_with_a_prompt_line_says_where_the_pins_are() -> None:

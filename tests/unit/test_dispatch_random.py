@@ -40,6 +40,8 @@ class World(Bench):
         total = self.totals[batch_id] = self.random.choice([1, 10, 70, 250])
         routes = self.random.choice(ROUTES)
         self.lane_of[batch_id] = [self.random.randrange(len(routes)) for _ in range(total)]
+        if self.random.random() < 0.5:
+            self.pin_of[batch_id] = [self.random.randrange(4) for _ in range(total)]
         deadline_ms = NOW + self.random.randint(10**9, 10**10)
         tenant = self.random.choice("abc")
         self.dispatcher.open(

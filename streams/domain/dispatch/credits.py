@@ -108,14 +108,27 @@ class Credits:
         free = self._share(pool, mine, waiting, open_, known.load.at_ms, now_ms) - waiting
         return Grant(worker, free, credits_) if free > 0 else None
 
-    def served(self, now_ms: int) -> set[str]:
-        """Pools that some worker serves, whether or not it takes anything just now."""
-        return {
-            pool
+    def loads(self, now_ms: int) -> list[WorkerLoad]:
+        """The workers that live and don't leave, as they said last."""
+        return [
+            worker.load
             for worker in self._workers.values()
             if not worker.load.stopping and not self._stale(worker.heard_at_ms, now_ms)
-            for pool in worker.credits
-        }
+        ]
+
+    def served(self, now_ms: int) -> set[str]:
+        """Pools that some worker serves, whether or not it takes anything just now."""
+        return {pool.pool for load in self.loads(now_ms) for pool in load.pools}
+
+    def others(self, pool: str, now_ms: int) -> list[Claim]:
+        """What waits for the pool at other controllers."""
+        return [
+            Claim(load.controller, backlog.lines, max(1, backlog.tenants))
+            for load, heard_at_ms in self._others.values()
+            if not self._stale(heard_at_ms, now_ms)
+            for backlog in load.pools
+            if backlog.pool == pool and backlog.lines > 0
+        ]
 
     def owner(self, partition: int, now_ms: int) -> str | None:
         """The worker that reads the partition, if one is known to."""
@@ -169,13 +182,7 @@ class Credits:
     def _share(
         self, pool: str, mine: Claim, waiting: int, open_: int, taken_at_ms: int, now_ms: int
     ) -> int:
-        others = [
-            Claim(load.controller, backlog.lines, max(1, backlog.tenants))
-            for load, heard_at_ms in self._others.values()
-            if not self._stale(heard_at_ms, now_ms)
-            for backlog in load.pools
-            if backlog.pool == pool and backlog.lines > 0
-        ]
+        others = self.others(pool, now_ms)
         if not others:
             return open_
         claims = [Claim(mine.controller, mine.lines + waiting, mine.tenants), *others]

@@ -24,6 +24,7 @@ from itertools import count
 from schemas.records import ControllerLoad, OpenRetry, PoolBacklog, WorkerLoad
 from streams.domain.dispatch.credits import Credits, Grant
 from streams.domain.dispatch.due import DueWork
+from streams.domain.dispatch.flow import Flow, Seen
 from streams.domain.dispatch.lane import BatchLines, Lane, OpenBatch
 from streams.domain.dispatch.lease import Leases
 from streams.domain.dispatch.queue import PoolQueue
@@ -60,6 +61,7 @@ class Dispatcher:
         self._controller = controller
         self._leases = Leases(lease_ms)
         self._credits = Credits(controller)
+        self._flow = Flow()
         self._batches: dict[str, BatchLines] = {}
         self._queues: dict[str, PoolQueue] = {}
         self._backlogs: dict[str, int] = {}
@@ -73,7 +75,7 @@ class Dispatcher:
 
     def open(self, batch: OpenBatch) -> None:
         """The batch's lines may be released."""
-        lines = self._batches[batch.batch_id] = BatchLines(batch, self._leases)
+        lines = self._batches[batch.batch_id] = BatchLines(batch, self._leases, self._flow)
         for lane in lines.lanes:
             self._enqueue(lane)
 
@@ -182,6 +184,34 @@ class Dispatcher:
         )
         return ControllerLoad(controller=self._controller, at_ms=now_ms, pools=pools)
 
+    # What forecasts are made of.
+
+    def batches(self) -> Iterable[BatchLines]:
+        """Every open batch."""
+        return self._batches.values()
+
+    def workers(self, now_ms: int) -> list[WorkerLoad]:
+        """The loads of the workers that live."""
+        return self._credits.loads(now_ms)
+
+    def claims(self, pool: str, now_ms: int) -> list[Claim]:
+        """What waits to be released to the pool: here first, then at the other controllers."""
+        return [self._claim(pool), *self._credits.others(pool, now_ms)]
+
+    def seen(self, now_ms: int) -> dict[str, Seen]:
+        """How things stand at each pool."""
+        seen = {}
+        for pool, queue in self._queues.items():
+            mine, *others = self.claims(pool, now_ms)
+            tenants = mine.tenants + sum(claim.tenants for claim in others)
+            seen[pool] = Seen(
+                finished=self._flow.finished[pool],
+                out=self._flow.out[pool],
+                waits=bool(queue) and mine.lines > 0,
+                share=mine.tenants / tenants,
+            )
+        return seen
+
     # Releasing.
 
     def release(self, now_ms: int) -> list[Slice]:
@@ -275,6 +305,7 @@ class Dispatcher:
         lines = tuple(sorted(picked))
         slice_ = Slice(batch.batch_id, pool, partition, len(lines), lane, lines)
         batch.release(slice_, lane, picked)
+        batch.released_at_ms = now_ms
         slice_.tail = batch.is_tail()
         self._credits.take(slice_)
         self._feed(lane)

@@ -15,9 +15,11 @@ import heapq
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 from schemas.records import OpenRetry
+from streams.domain.dispatch.flow import Flow
 from streams.domain.dispatch.lease import Leases
 from streams.domain.dispatch.slice import LineAt, Picked, Slice
 
@@ -118,6 +120,7 @@ class Lane:
         self.loading = False
         self.cursor = cursor
         batch = self.batch
+        fresh: list[LineAt] = []
         for at in rows:
             out = batch.out.get(at.line)
             if out is not None:
@@ -125,9 +128,18 @@ class Lane:
             elif not batch.is_done(at.line):
                 retry = batch.retries.pop(at.line, None)
                 if retry is None:
-                    self.window.append(at)
+                    fresh.append(at)
                 else:
                     self.add_again(Again(retry.not_before_ms, Picked(at, retry.attempt + 1)))
+        # Lines that begin with the same stored prompt go together, so that the engine finds the
+        # prefix in its cache; those that go on with the prompt before them come first.
+        last = self.window[-1].pin if self.window else 0
+        self.window.extend(sorted(fresh, key=lambda at: (at.pin != last, at.pin)))
+
+    def mean_cost(self) -> float:
+        """What a line costs its tenant, by the first of those loaded; 1 while there are none."""
+        some = [line_cost(at) for at in islice(self.window, 16)]
+        return sum(some) / len(some) if some else 1.0
 
     def add_again(self, again: Again) -> None:
         """Lets a line run again."""
@@ -214,10 +226,12 @@ class BatchLines:
     """All lanes of one batch, and where each of its lines is.
 
     out: released lines. retries: open retries of lines whose plan row is not known here.
+    released_at_ms: when the latest line was; 0 before the first.
     """
 
-    def __init__(self, batch: OpenBatch, leases: Leases) -> None:
+    def __init__(self, batch: OpenBatch, leases: Leases, flow: Flow) -> None:
         self.leases = leases
+        self.flow = flow
         self.batch_id = batch.batch_id
         self.tenant = batch.tenant
         self.deadline_ms = batch.deadline_ms
@@ -227,6 +241,7 @@ class BatchLines:
         self.running = not batch.paused
         self.out: dict[int, Out] = {}
         self.most_out = 0
+        self.released_at_ms = 0
         self.retries = {retry.line: retry for retry in batch.retries}
         self._done = bytearray((batch.total + 7) // 8)
         self._done[: len(batch.done)] = batch.done
@@ -239,13 +254,11 @@ class BatchLines:
 
     def left(self) -> list[int]:
         """About how many lines of each lane are not in: lanes share what is out or not loaded."""
-        known = [len(lane.window) + len(lane.again) for lane in self.lanes]
-        sharing = [n for n, lane in enumerate(self.lanes) if lane.cursor < self.total]
-        sharing = sharing or list(range(len(self.lanes)))
-        rest = max(0, self.total - self.accepted - sum(known))
-        for place, number in enumerate(sharing):
-            known[number] += rest // len(sharing) + (place < rest % len(sharing))
-        return known
+        return self._spread(self.total - self.accepted)
+
+    def waiting(self) -> list[int]:
+        """About how many lines of each lane are not released: lanes share what is not loaded."""
+        return self._spread(self.total - self.accepted - len(self.out))
 
     def is_done(self, line: int) -> bool:
         """Whether the line is accepted."""
@@ -254,6 +267,7 @@ class BatchLines:
     def release(self, slice_: Slice, lane: Lane, picked: Sequence[Picked]) -> None:
         """These lines are out now, in this slice."""
         slice_.left = len(picked)
+        self.flow.out[slice_.pool] += len(picked)
         for line in picked:
             self.out[line.at.line] = Out(slice_, line.attempt, line.at, lane)
         self.most_out = max(self.most_out, len(self.out))
@@ -271,6 +285,7 @@ class BatchLines:
                 continue
             self._no_longer_out(line)
             self.out[line] = Out(slice_, attempt, None, None)
+            self.flow.out[slice_.pool] += 1
             slice_.left += 1
 
     def forget(self) -> None:
@@ -292,7 +307,9 @@ class BatchLines:
                 self.accepted += 1
             if retries:
                 retries.pop(line, None)
-            self._no_longer_out(line)
+            out = self._no_longer_out(line)
+            if out is not None:
+                self.flow.finished[out.slice.pool] += 1
 
     def retry(self, retry: OpenRetry) -> Lane | None:
         """The line waits for its next attempt; the lane in which it now does, if that is known."""
@@ -322,9 +339,21 @@ class BatchLines:
         """Whether what is out now may be among the last lines to come in."""
         return self.total - self.accepted - len(self.out) <= self.most_out
 
+    def _spread(self, count: int) -> list[int]:
+        if len(self.lanes) == 1:
+            return [max(0, count)]
+        known = [len(lane.window) + len(lane.again) for lane in self.lanes]
+        sharing = [n for n, lane in enumerate(self.lanes) if lane.cursor < self.total]
+        sharing = sharing or list(range(len(self.lanes)))
+        rest = max(0, count - sum(known))
+        for place, number in enumerate(sharing):
+            known[number] += rest // len(sharing) + (place < rest % len(sharing))
+        return known
+
     def _no_longer_out(self, line: int) -> Out | None:
         out = self.out.pop(line, None)
         if out is not None:
+            self.flow.out[out.slice.pool] -= 1
             out.slice.left -= 1
             if not out.slice.left:
                 self.leases.end(out.slice)

@@ -1,0 +1,22 @@
+"""What is foreseen for running batches."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class BatchForecast(msgspec.Struct, frozen=True, kw_only=True):
+    """What is foreseen for one batch."""
+
+    batch_id: str
+    eta_ms: int | None = None
+    queue_position: int | None = None
+    queued: bool = False
+
+
+class BatchForecasts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a controller foresees for some of its batches, in place of what it said before."""
+
+    controller: str
+    at_ms: int
+    forecasts: tuple[BatchForecast, ...]
