@@ -15,13 +15,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import itertools
 import json
 import os
-import random
 import socket
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -36,6 +36,8 @@ LOOPBACK = "127.0.0.1"
 _POLL_S = 0.1
 _PORTS = (20_000, 32_768)
 _PORT_TRIES = 100
+#: More than one Backhaul needs.
+_PORTS_OF_ONE = 32
 
 
 class BrokerError(Exception):
@@ -151,14 +153,24 @@ def new_cluster_id() -> str:
             return name
 
 
+def ports_to_try(pid: int) -> Iterator[int]:
+    """Ports in turn, for processes that start one after another from places of their own."""
+    low, high = _PORTS
+    for number in itertools.count(pid * _PORTS_OF_ONE):
+        yield low + number % (high - low)
+
+
+_ports_to_try = ports_to_try(os.getpid())
+
+
 def free_port() -> int:
     """A port of the loopback interface that nobody listens on now, and that stays ours to take.
 
     Below the range from which systems choose the ports of outgoing connections: there a client
-    could get our port while its server restarts, or even connect to itself.
+    could get our port while its server restarts, or even connect to itself. Nobody listens on it
+    before its server has started, so who starts beside us has to look elsewhere.
     """
-    for _ in range(_PORT_TRIES):
-        port = random.randrange(*_PORTS)
+    for port in itertools.islice(_ports_to_try, _PORT_TRIES):
         if port_is_free(port):
             return port
     with socket.socket() as probe:

@@ -25,6 +25,7 @@ from openai import APIConnectionError, APIStatusError, NotFoundError, OpenAI
 
 from api.keys import create_key, list_keys, revoke_key
 from api.read_model.schema import from_create
+from api.up.broker import free_port
 from schemas.records import ApiKeyRecord, BatchCreate, BatchStatus
 from schemas.topics import ACCOUNT, BATCH_COMMAND, BATCH_STATUS
 from streams.kafka.admin import apply_topics
@@ -94,11 +95,6 @@ class GatewayProcess:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait(30)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def spawn(environment: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -92,6 +92,13 @@ class Bench:
         table = UpstreamTable(tuple(self.upstreams.values()))
         self.changes = 0
         self.worker = Worker("w", table, callers, self._send, clock, self._changed, _broken)
+        if test := asyncio.current_task():
+            # The loop cancels what still runs; nothing that waited may start in its place.
+            test.add_done_callback(self._close)
+
+    def _close(self, _test: object) -> None:
+        for pool in self.worker.pools.values():
+            pool.close()
 
     async def _send(self, record: DoneLines) -> None:
         await asyncio.sleep(0)

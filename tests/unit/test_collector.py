@@ -245,18 +245,19 @@ async def test_large_outcomes_are_split_over_several_segments(
     assert [[x.line for x in e.lines] for e in bench.events] == [[0], [1], [2], [3], [4]]
 
 
+@pytest.mark.usefixtures("patient")
 async def test_memory_is_bounded_and_pressure_packs_early() -> None:
     bench = Bench(max_held_bytes=10_000)
     bench.store.open.clear()
     taken = 0
     while bench.collector.held_bytes <= 10_000:
-        await asyncio.wait_for(bench.collector.room(), 1.0)
+        await asyncio.wait_for(bench.collector.room(), 30)
         bench.take(taken, outcome(taken, rendered=b"x" * 1000), batch=f"b{taken}")
         taken += 1
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(bench.collector.room(), 0.05)
     bench.store.open.set()
-    await asyncio.wait_for(bench.collector.room(), MIN_AGE_S)
+    await asyncio.wait_for(bench.collector.room(), 30)
     await until(lambda: len(bench.finished) == taken)
 
 

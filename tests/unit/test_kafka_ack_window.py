@@ -44,7 +44,7 @@ async def _admit(data: st.DataObject, model: Model, window: AckWindow[Item]) -> 
     place = (topic.name, partition)
     item = Item(topic, partition, model.offsets.get(place, 0), model.acked)
     model.offsets[place] = item.offset + 1
-    model.open.append(await asyncio.wait_for(window.admit(item), 1))
+    model.open.append(await asyncio.wait_for(window.admit(item), 30))
     model.expected.setdefault(place, []).append(item)
 
 
@@ -104,7 +104,7 @@ async def test_admission_waits_while_the_window_is_full() -> None:
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(asyncio.shield(waiting), 0.02)
     window.finish(first)
-    assert (await asyncio.wait_for(waiting, 1)).item.offset == 1
+    assert (await asyncio.wait_for(waiting, 30)).item.offset == 1
 
 
 async def test_a_revoke_frees_its_slots() -> None:
@@ -114,4 +114,4 @@ async def test_a_revoke_frees_its_slots() -> None:
     window.drop({LINE_READY.name: {3}})
     assert window.held == 0
     assert not any(slot.live for slot in stale)
-    await asyncio.wait_for(window.admit(Item(LINE_READY, 4, 0, acked)), 1)
+    await asyncio.wait_for(window.admit(Item(LINE_READY, 4, 0, acked)), 30)

@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from api.up.broker import (
     claim_port,
     free_port,
     new_cluster_id,
+    ports_to_try,
 )
 from api.up.ladder import LADDER, rungs
 from api.up.lock import FolderInUseError, FolderLock
@@ -164,6 +166,11 @@ def test_every_role_has_its_place_in_the_order_of_stopping() -> None:
 
 def test_our_ports_are_not_among_those_of_outgoing_connections() -> None:
     assert all(free_port() < 32_768 for _ in range(20))
+
+
+def test_processes_that_start_beside_each_other_do_not_choose_the_same_port() -> None:
+    tried = [set(islice(ports_to_try(pid), 32)) for pid in range(4711, 4811)]
+    assert len(set.union(*tried)) == sum(map(len, tried))
 
 
 async def test_a_remembered_port_is_used_again(tmp_path: Path) -> None:
