@@ -21,10 +21,12 @@ from streams.adapters.object_store import open_store
 from streams.background import Tasks
 from streams.batch_worker.caller import Caller
 from streams.batch_worker.ended import StatusFollower
+from streams.batch_worker.gates import TICK_S, Gates
 from streams.batch_worker.load import LoadReporter, Progress
 from streams.batch_worker.meter import WorkerMeter
 from streams.batch_worker.prompt_line import PromptRequests
 from streams.batch_worker.prompts import PromptCache
+from streams.batch_worker.signals.capacity import CapacityFollower
 from streams.batch_worker.worker import Worker
 from streams.domain.clock import SystemClock
 from streams.domain.upstreams import UpstreamTable, UpstreamTableError
@@ -78,6 +80,7 @@ class BatchWorker(Service):
 
     worker: Worker
     load: LoadReporter
+    gates: Gates
 
     def __init__(self, role: Role, table: UpstreamTable, store: ObjectStore) -> None:
         super().__init__()
@@ -99,6 +102,7 @@ class BatchWorker(Service):
         cache = PromptCache(store, self._clock)
         self._prompts = PromptRequests(cache, self._renderer, self._clock)
         self._status = TopicReader(role.settings, [BATCH_STATUS], metrics=role.metrics)
+        self._loads = TopicReader(role.settings, [CAPACITY], metrics=role.metrics)
 
     async def on_start(self) -> None:
         """Learns which batches ended, and begins to offer credits. Raises KafkaBaseError."""
@@ -121,6 +125,12 @@ class BatchWorker(Service):
             self._clock,
             self._changed,
         )
+        await self._loads.start("end")
+        pools, changed = self.worker.pools, self._changed.set
+        self.gates = Gates(self._name, self._table, pools, self._clock, changed)
+        self.gates.tick()
+        self._beside.start(CapacityFollower(self._loads, self.gates.hear).run())
+        self._beside.start(self._tick())
         await self._status.start("beginning")
         await self._catch_up()
         self._beside.start(self._follow())
@@ -133,6 +143,7 @@ class BatchWorker(Service):
             await client.close()
         await self._renderer.stop()
         await self._status.stop()
+        await self._loads.stop()
 
     async def consume(self, records: AsyncIterator[Consumed]) -> None:
         """Takes slices as they come; waits only where far more is held than credits allow."""
@@ -190,6 +201,11 @@ class BatchWorker(Service):
             self._role.fence.check()
             await self._role.producer.send(CAPACITY, load.worker, load)
             self._meter.published(load)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.gates.tick()
 
     async def _catch_up(self) -> None:
         follower = StatusFollower(self._status, self._clock, self.worker.end, self.worker.runs)

@@ -11,6 +11,7 @@ import msgspec
 import structlog
 
 from schemas.records import ClaimCheck, Outcome
+from streams.batch_worker.calls import Calls
 from streams.batch_worker.line import Line
 from streams.batch_worker.prompt_line import PromptRequests
 from streams.batch_worker.request import Request, Unsendable, parse_request
@@ -59,14 +60,15 @@ class Caller:
         policy = RetryPolicy(upstream.max_attempts, upstream.first_retry_s, upstream.max_retry_s)
         self._judge = Judge(policy, random)
 
-    async def attempt(self, line: Line, place: Place | None = None) -> Outcome | None:
+    async def attempt(self, line: Line, calls: Calls, place: Place | None = None) -> Outcome | None:
         """The outcome; None if the line must not start any more: its window is over, or its
         slice another worker's.
 
+        calls: where its call is counted, and may be cut: then this raises CancelledError.
         place: what it must enter before it calls, unless it has it already.
         """
         try:
-            return await self._attempt(line, place)
+            return await self._attempt(line, calls, place)
         except Exception as error:  # noqa: BLE001 - one line must not take the worker down
             log.error(
                 "An attempt failed inside the worker.",
@@ -77,7 +79,7 @@ class Caller:
             )
             return self._unsent(line, Unsendable(FailureReason.INVALID_RESPONSE))
 
-    async def _attempt(self, line: Line, place: Place | None) -> Outcome | None:
+    async def _attempt(self, line: Line, calls: Calls, place: Place | None) -> Outcome | None:
         ready, item = line.ready, line.item
         if ready.deadline_ms <= self._clock.now_ms():
             return None
@@ -96,12 +98,12 @@ class Caller:
         if isinstance(request, Unsendable):
             return self._unsent(line, request)
         if place is None:
-            outcome = await self._called(line, request)
+            outcome = await self._called(line, request, calls)
         else:
             async with place():
                 if not line.live or line.ready.deadline_ms <= self._clock.now_ms():
                     return None
-                outcome = await self._called(line, request)
+                outcome = await self._called(line, request, calls)
         reach("batch_worker.answered")
         rendered = outcome.rendered
         if rendered is not None and len(rendered) > self._claim_check_bytes:
@@ -112,13 +114,14 @@ class Caller:
         attempt = _attempt_at(line, why.custom_id, why.model)
         return self._judge.unanswered(attempt, why.reason, self._clock.now_ms(), 0)
 
-    async def _called(self, line: Line, request: Request) -> Outcome:
+    async def _called(self, line: Line, request: Request, calls: Calls) -> Outcome:
         ready = line.ready
         attempt = _attempt_at(line, request.custom_id, request.model)
         clock = self._clock
         started = clock.monotonic_s()
         try:
-            answer = await self._answer(ready.endpoint, request.body)
+            with calls.one(line):
+                answer = await self._answer(ready.endpoint, request.body)
         except InferenceError as error:
             took_ms = round((clock.monotonic_s() - started) * 1000)
             return self._judge.unanswered(attempt, error.reason, clock.now_ms(), took_ms)

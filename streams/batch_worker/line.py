@@ -37,7 +37,7 @@ class Slice:
 class Line:
     """One line that is held, from taking its slice until the broker has its outcome."""
 
-    __slots__ = ("answered", "batch", "dropped", "item", "ready", "slices")
+    __slots__ = ("answered", "batch", "cut", "cuts", "dropped", "item", "ready", "slices")
 
     def __init__(self, batch: HeldBatch, ready: ReadyLines, item: ReadyLine, part: Slice) -> None:
         self.batch = batch
@@ -48,6 +48,10 @@ class Line:
         self.answered = False
         #: Its batch has ended: whatever comes of it is ignored.
         self.dropped = False
+        #: Its call is being cut to make room for real-time calls; it waits again afterwards.
+        self.cut = False
+        #: How often that happened.
+        self.cuts = 0
 
     @property
     def live(self) -> bool:

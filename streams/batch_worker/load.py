@@ -89,9 +89,7 @@ class LoadReporter:
             worker=self._worker,
             at_ms=self._clock.now_ms(),
             partitions=self._progress.seen(),
-            pools=tuple(
-                PoolLoad(pool=p.name, credits=p.credits(), held=p.held) for p in self._pools
-            ),
+            pools=tuple(_load_of(pool) for pool in self._pools),
             stopping=self._stopping,
         )
 
@@ -121,3 +119,16 @@ class LoadReporter:
                     error=type(error).__name__,
                 )
             self._failing = True
+
+
+def _load_of(pool: Pool) -> PoolLoad:
+    return PoolLoad(
+        pool=pool.name,
+        credits=pool.credits(),
+        held=pool.held,
+        in_flight=len(pool.calls),
+        wants=pool.wants,
+        call_ms=round(pool.calls.call_s * 1000),
+        limit=pool.part,
+        reason=pool.reason,
+    )

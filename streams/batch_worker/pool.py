@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
 from streams.background import Broken
+from streams.batch_worker.calls import Calls
 from streams.batch_worker.line import Line
 from streams.domain.clock import Clock
 
@@ -39,6 +40,10 @@ class Pool:
         self.name = name
         #: Lines held for this pool: waiting, running, or with an outcome not yet at the broker.
         self.held = 0
+        #: Its calls that are at the upstream; none of a pool that has no upstream.
+        self.calls = Calls(clock)
+        #: Its part of what the gate lets all workers have in flight, and why; -1: no gate.
+        self.part, self.reason = -1, ""
         self._max_in_flight = max_in_flight
         self._run = run
         self._broken = broken
@@ -56,13 +61,26 @@ class Pool:
         """How many calls run now."""
         return len(self._running) + self._guests
 
+    @property
+    def wants(self) -> int:
+        """How many lines it would run now, were there no gate."""
+        return min(self._max_in_flight, self.running + len(self._waiting))
+
+    def allow(self, part: int, reason: str) -> bool:
+        """What the gate says from now on; whether that is news. What runs beyond it goes on."""
+        if (part, reason) == (self.part, self.reason):
+            return False
+        self.part, self.reason = part, reason
+        self._fill()
+        return True
+
     def credits(self) -> int:
         """How many lines this pool is willing to hold, by the rate at which it finishes them."""
-        if self._closed:
+        if self._closed or self._most == 0:
             return 0
         self._measure()
         prefetch = math.ceil(self._rate * HOP_S)
-        return self._max_in_flight + min(max(prefetch, MIN_PREFETCH), MAX_PREFETCH)
+        return self._most + min(max(prefetch, MIN_PREFETCH), MAX_PREFETCH)
 
     def add(self, line: Line) -> None:
         """Takes a line; it runs as soon as there is room."""
@@ -70,16 +88,23 @@ class Pool:
         self._waiting.append(line)
         self._fill()
 
+    def again(self, line: Line) -> None:
+        """Takes back a line whose call was cut: it is the next to run."""
+        self._waiting.appendleft(line)
+
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
-        """A place among the lines that run, for a line of another pool.
+    async def place(self, *, first: bool = False) -> AsyncIterator[None]:
+        """A place among the lines that run, for a line of another pool; first: the next one.
 
         Raises CancelledError once the pool is closed.
         """
         guest = _Guest()
         if self._closed:
             guest.cancel()
-        self._waiting.append(guest)
+        if first:
+            self._waiting.appendleft(guest)
+        else:
+            self._waiting.append(guest)
         self._fill()
         try:
             await guest
@@ -136,9 +161,13 @@ class Pool:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
 
+    @property
+    def _most(self) -> int:
+        return self._max_in_flight if self.part < 0 else min(self.part, self._max_in_flight)
+
     def _fill(self) -> None:
         waiting, running = self._waiting, self._running
-        while waiting and self.running < self._max_in_flight and not self._closed:
+        while waiting and self.running < self._most and not self._closed:
             line = waiting.popleft()
             if isinstance(line, Line):
                 running[line] = asyncio.create_task(self._one(line))

@@ -13,10 +13,12 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 
 from schemas.records import BatchSnapshot, Outcome, OutcomeKind, ReadyLines
 from streams.background import Broken
-from streams.batch_worker.caller import Caller, Place
+from streams.batch_worker.caller import Caller
 from streams.batch_worker.ended import EndedBatches
 from streams.batch_worker.line import Held, Line
 from streams.batch_worker.moved import MovedWindows
@@ -31,6 +33,8 @@ from streams.domain.upstreams import UpstreamTable, templates_pool
 _SEND_BUDGET_S = 5.0
 #: A line of a pool that this worker doesn't have goes back to the dispatcher, without end.
 _ASTRAY = RetryPolicy(max_attempts=1)
+
+Enter = AbstractAsyncContextManager[None]
 
 
 class Worker:
@@ -57,9 +61,10 @@ class Worker:
         self.pools: dict[str, Pool] = {}
         for pool in table.pools.values():
             caller, most = callers[pool.upstream], pool.max_in_flight
-            calls = Pool(pool.name, most, self._runner(caller), clock, broken)
+            calls = Pool(pool.name, most, self._runner(caller, pool.name), clock, broken)
             name = templates_pool(pool.name)
-            renders = Pool(name, most, self._runner(caller, calls.place), clock, broken)
+            run = self._runner(caller, pool.name, calls.place)
+            renders = Pool(name, most, run, clock, broken)
             self.pools |= {calls.name: calls, renders.name: renders}
 
     def take(self, ready: ReadyLines, partition: int, finished: Callable[[], None]) -> None:
@@ -119,10 +124,20 @@ class Worker:
         await self._publisher.drain(_SEND_BUDGET_S)
 
     def _runner(
-        self, caller: Caller, place: Place | None = None
+        self, caller: Caller, name: str, place: Callable[..., Enter] | None = None
     ) -> Callable[[Line], Awaitable[None]]:
+        """name: the pool whose calls these are. place: a place there, for lines of another."""
+
         async def run(line: Line) -> None:
-            outcome = await caller.attempt(line, place)
+            calls = self.pools[name].calls
+            enter = None if place is None else partial(place, first=line.cuts > 0)
+            try:
+                outcome = await caller.attempt(line, calls, enter)
+            except asyncio.CancelledError:
+                if not line.cut or line.dropped:
+                    raise
+                self._wait_again(line)
+                return
             if line.dropped:
                 return
             if outcome is not None:
@@ -134,6 +149,16 @@ class Worker:
                 self._changed()
 
         return run
+
+    def _wait_again(self, line: Line) -> None:
+        """Its call was cut for real-time calls. It is held as before: this was no attempt."""
+        line.cut = False
+        pool = self.pools[line.ready.pool]
+        if self._stopping or not line.live:
+            self._forget(pool, line)
+        else:
+            pool.again(line)
+        self._changed()
 
     def _answered(self, line: Line, outcome: Outcome) -> None:
         self._held.answered(line)

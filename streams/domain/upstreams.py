@@ -14,6 +14,9 @@ from typing import Annotated
 
 import msgspec
 
+from streams.domain.gate.floor import Protect
+from streams.domain.gate.signals import Source
+
 _Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 _Positive = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -31,6 +34,26 @@ class UpstreamTableError(ValueError):
     """The upstream table is wrong; the message names the place and the remedy."""
 
 
+class Yield(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How batch calls make way for real-time ones at an upstream, or at one of its models."""
+
+    #: What P99 of the time to first token may be over that without batch: 0.05 is five per cent.
+    target: Annotated[float, msgspec.Meta(gt=0, le=10)] = 0.05
+    #: Batch calls of all workers that go on when a signal is missing or can't be true.
+    floor: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 2
+    #: Batch calls of all workers at the most; else max_in_flight of each that is alive.
+    highest: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
+    #: Who wins when a window is in danger.
+    protect: Protect = Protect.REALTIME
+    #: Whether running calls may be cut, which the engine must bear: it must stop with them.
+    abort: bool = False
+    #: Signals without which the floor holds; else the lane's once it was heard, and the engine's
+    #: where metrics_url is given.
+    signals: frozenset[Source] | None = None
+    #: The engine's Prometheus page (vLLM, SGLang).
+    metrics_url: Annotated[str, msgspec.Meta(pattern=r"^https?://")] | None = None
+
+
 class ModelLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is special about one model at one upstream."""
 
@@ -38,6 +61,8 @@ class ModelLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     upstream_name: str | None = None
     #: A limit of its own, which makes it a pool of its own.
     max_in_flight: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None
+    #: What differs from the upstream's, where the model has a pool of its own.
+    yields: Yield | None = msgspec.field(default=None, name="yield")
 
 
 class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,14 +86,20 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     first_retry_s: _Positive = 1.0
     max_retry_s: _Positive = 120.0
     max_response_bytes: Annotated[int, msgspec.Meta(ge=1024)] = 16 * 1024 * 1024
+    #: None ('off' in the file) for a server without real-time traffic.
+    yields: Yield | None = msgspec.field(default_factory=Yield, name="yield")
 
 
 class Pool(msgspec.Struct, frozen=True):
-    """A set of credits: at most max_in_flight calls at once per worker."""
+    """A set of credits: at most max_in_flight calls at once per worker.
+
+    yields: how they make way for real-time calls; None if they don't.
+    """
 
     name: str
     upstream: str
     max_in_flight: int
+    yields: Yield | None = None
 
 
 class UpstreamTable:
@@ -119,25 +150,28 @@ def renamed(body: bytes, name: bytes) -> bytes:
 
 
 def _pools(upstream: Upstream) -> list[Pool]:
-    pools = [Pool(upstream.name, upstream.name, upstream.max_in_flight)]
+    own = upstream.name
+    pools = [Pool(own, own, upstream.max_in_flight, upstream.yields)]
     for model, limits in upstream.models.items():
         if limits.max_in_flight and model != "*":
-            pools.append(Pool(f"{upstream.name}/{model}", upstream.name, limits.max_in_flight))
+            pools.append(Pool(f"{own}/{model}", own, limits.max_in_flight, limits.yields))
     return pools
 
 
 def parse_upstreams(document: object) -> UpstreamTable:
     """The table in a parsed YAML document `{upstreams: [...]}`. Raises UpstreamTableError.
 
-    `models` may be a list of names or a mapping of names to limits.
+    `models` may be a list of names or a mapping of names to limits. A model's `yield` takes what
+    it doesn't say from the upstream's.
     """
     if not isinstance(document, dict) or not isinstance(document.get("upstreams"), list):
         raise UpstreamTableError("The upstream table needs a list under 'upstreams'.")
     upstreams = []
     for number, entry in enumerate(document["upstreams"]):
         try:
-            upstreams.append(msgspec.convert(_models_as_mapping(entry), Upstream))
-        except msgspec.ValidationError as error:
+            filled = _with_yields(_models_as_mapping(entry))
+            upstreams.append(msgspec.convert(filled, Upstream))
+        except (msgspec.ValidationError, UpstreamTableError) as error:
             raise UpstreamTableError(f"upstreams[{number}]: {error}") from error
     names = [u.name for u in upstreams]
     if len(set(names)) != len(names):
@@ -149,3 +183,33 @@ def _models_as_mapping(entry: object) -> object:
     if isinstance(entry, dict) and isinstance(entry.get("models"), list):
         return {**entry, "models": {str(model): {} for model in entry["models"]}}
     return entry
+
+
+def _with_yields(entry: object) -> object:
+    """The same with each model's `yield` filled up, and None for 'off' (in YAML: false)."""
+    if not isinstance(entry, dict):
+        return entry
+    whole = _none_if_off(entry.get("yield", {}))
+    filled = {**entry, "yield": whole}
+    if isinstance(models := entry.get("models"), dict):
+        filled["models"] = {
+            name: _model_with_yield(limits, whole) for name, limits in models.items()
+        }
+    return filled
+
+
+def _model_with_yield(limits: object, whole: object) -> object:
+    if not isinstance(limits, dict):
+        return limits
+    if "yield" not in limits:
+        return {**limits, "yield": whole}
+    if not limits.get("max_in_flight"):
+        raise UpstreamTableError("A model's 'yield' needs a 'max_in_flight' of the model's own.")
+    own = _none_if_off(limits["yield"])
+    if isinstance(own, dict) and isinstance(whole, dict):
+        own = {**whole, **own}
+    return {**limits, "yield": own}
+
+
+def _none_if_off(value: object) -> object:
+    return None if value in (False, "off", None) else value

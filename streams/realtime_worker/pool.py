@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
 
 from prometheus_client import Histogram
 
@@ -17,26 +18,26 @@ from streams.realtime_worker.call import Call
 MAX_SAMPLES = 128
 
 Run = Callable[[Call], Awaitable[None]]
+T = TypeVar("T")
 
 
-class Samples:
-    """Times that were measured since they were last taken."""
+class Samples(Generic[T]):
+    """What was measured since it was last taken."""
 
     def __init__(self) -> None:
-        self._kept: list[int] = []
+        self._kept: list[T] = []
         self._seen = 0
 
-    def add(self, seconds: float) -> None:
+    def add(self, sample: T) -> None:
         """Notes one."""
         self._seen += 1
-        value = max(0, round(seconds * 1_000_000))
         if len(self._kept) < MAX_SAMPLES:
-            self._kept.append(value)
+            self._kept.append(sample)
         elif (place := random.randrange(self._seen)) < MAX_SAMPLES:
-            self._kept[place] = value
+            self._kept[place] = sample
 
-    def take(self) -> tuple[int, ...]:
-        """Those noted, in microseconds; from now on none are."""
+    def take(self) -> tuple[T, ...]:
+        """Those noted; from now on none are."""
         taken, self._kept, self._seen = tuple(self._kept), [], 0
         return taken
 
@@ -49,8 +50,10 @@ class Pool:
     ) -> None:
         """run: runs one call. broken: hears of what it raises, a bug."""
         self.name = name
-        self.itl = Samples()
-        self._ttft = Samples()
+        self._itl_us: Samples[int] = Samples()
+        self._gaps = self._gaps_us = 0
+        #: (when the call was sent, how long its first token took): Unix ms, microseconds.
+        self._ttft: Samples[tuple[int, int]] = Samples()
         self._ttft_shown = ttft
         self._max_in_flight = max_in_flight
         self._run = run
@@ -68,10 +71,17 @@ class Pool:
         """When the gateway sent what waits here longest; None if nothing waits."""
         return self._waiting[0].request.at_ms if self._waiting else None
 
-    def first_token(self, after_s: float) -> None:
+    def first_token(self, sent_ms: int, after_s: float) -> None:
         """A stream's first event came so long after its request was sent."""
-        self._ttft.add(after_s)
+        self._ttft.add((sent_ms, _microseconds(after_s)))
         self._ttft_shown.observe(after_s)
+
+    def gap(self, seconds: float) -> None:
+        """So much time lay between two arrivals of events within one answer."""
+        gap_us = _microseconds(seconds)
+        self._itl_us.add(gap_us)
+        self._gaps += 1
+        self._gaps_us += gap_us
 
     def add(self, call: Call) -> None:
         """Takes a call; it runs as soon as there is a place."""
@@ -88,13 +98,19 @@ class Pool:
 
     def load(self) -> RealtimePoolLoad:
         """The load now, and the samples since the last time it was asked for."""
-        return RealtimePoolLoad(
+        ttft = self._ttft.take()
+        load = RealtimePoolLoad(
             pool=self.name,
             in_flight=len(self._running),
             waiting=len(self._waiting),
-            ttft_us=self._ttft.take(),
-            itl_us=self.itl.take(),
+            ttft_us=tuple(ttft_us for _, ttft_us in ttft),
+            ttft_sent_ms=tuple(sent_ms for sent_ms, _ in ttft),
+            itl_us=self._itl_us.take(),
+            gaps=self._gaps,
+            gaps_us=self._gaps_us,
         )
+        self._gaps = self._gaps_us = 0
+        return load
 
     async def drain(self, budget_s: float) -> None:
         """Starts no call any more, and gives those that run so long; then they are cut."""
@@ -120,3 +136,8 @@ class Pool:
         finally:
             del self._running[call]
             self._fill()
+
+
+def _microseconds(seconds: float) -> int:
+    # Never zero: a time that was measured is one, and readers take zero for a lie.
+    return max(1, round(seconds * 1_000_000))

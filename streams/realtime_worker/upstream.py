@@ -80,11 +80,11 @@ class Caller:
 
     async def _attempt(self, call: Call, body: bytes, pool: Pool) -> Usage:
         endpoint = call.request.endpoint
-        began_s = self._clock.monotonic_s()
+        began_s, sent_ms = self._clock.monotonic_s(), self._clock.now_ms()
         async with self._client.open(endpoint, body) as stream:
             if stream.status < 300 and stream.content_type == EVENTS:
                 self._head(call, stream)
-                return await self._events(call, stream, pool, began_s)
+                return await self._events(call, stream, pool, began_s, sent_ms)
             whole = b"".join([chunk async for chunk in stream.chunks()])
             if 300 <= stream.status < 400:
                 raise BadAnswerError
@@ -96,7 +96,9 @@ class Caller:
             call.end(urgent=True)
             return Usage() if reading is None else reading.usage
 
-    async def _events(self, call: Call, stream: Stream, pool: Pool, began_s: float) -> Usage:
+    async def _events(
+        self, call: Call, stream: Stream, pool: Pool, began_s: float, sent_ms: int
+    ) -> Usage:
         events = Events()
         last_s: float | None = None
         async for chunk in stream.chunks():
@@ -105,9 +107,9 @@ class Caller:
                 continue
             now_s = self._clock.monotonic_s()
             if last_s is None:
-                pool.first_token(now_s - began_s)
+                pool.first_token(sent_ms, now_s - began_s)
             else:
-                pool.itl.add(now_s - last_s)
+                pool.gap(now_s - last_s)
             await call.data(whole, urgent=last_s is None)
             last_s = now_s
         await call.data(events.rest(), urgent=False)

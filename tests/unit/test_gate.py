@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from streams.domain.gate.floor import Demand, Protect, Work
 from streams.domain.gate.gate import Decision, Gate, GateSettings, Reason
+from streams.domain.gate.plan import WINDOW_S
 from streams.domain.gate.signals import (
     EngineLoad,
     FirstToken,
@@ -349,3 +350,47 @@ def test_from_the_engines_metrics_alone_it_learns_how_much_batch_fits() -> None:
             limits[busy].append(batch)
     assert sum(limits[False]) / len(limits[False]) > 10
     assert max(limits[True]) < max(limits[False])
+
+
+def test_an_upstream_that_nobody_calls_is_batchs_at_once_and_again_after_the_window() -> None:
+    gate = Gate(BASE)
+    gate.hear(RealtimeLoad("w", 1000.0, 0), 1000.0)
+    decision = gate.decide(1000.0)
+    assert (decision.limit, decision.reason) == (BASE.highest, Reason.SILENCE)
+    gate.hear(RealtimeLoad("w", 1001.0, 1), 1001.0)
+    assert gate.decide(1001.0).limit <= 4
+    now = 1001.0
+    while now < 1001.0 + WINDOW_S + 2:
+        now += 1.0
+        gate.hear(RealtimeLoad("w", now, 0), now)
+        if now < 1000.0 + WINDOW_S:
+            assert gate.decide(now).limit < BASE.highest
+    assert gate.decide(now).limit == BASE.highest
+
+
+def test_calls_past_our_lane_are_seen_beside_those_in_it() -> None:
+    gate = Gate(replace(BASE, sources=frozenset({Source.REALTIME, Source.ENGINE})))
+    now = 1000.0
+    limits = []
+    for strangers in (0, 30, 0):
+        for _ in range(60):
+            now += TICK_S
+            gate.batch_in_flight(10, now)
+            gate.hear(RealtimeLoad("w", now, 0), now)
+            gate.hear(EngineLoad(now, 0, 10 + strangers), now)
+            decision = gate.decide(now)
+        limits.append((decision.limit, decision.reason))
+    assert limits[0] == (BASE.highest, Reason.SILENCE)
+    assert limits[1][0] <= 4
+    assert limits[2][0] > 4
+
+
+def test_batch_calls_that_have_just_ended_are_no_strangers() -> None:
+    gate = Gate(replace(BASE, sources=frozenset({Source.ENGINE})))
+    now = 1000.0
+    for i in range(200):
+        now += TICK_S
+        # The engine's page is up to a quarter of a second behind.
+        gate.batch_in_flight(60 if i % 20 < 10 else 40, now)
+        gate.hear(EngineLoad(now, 0, 60 if (i - 4) % 20 < 10 else 40), now)
+        assert gate.decide(now).reason is Reason.SILENCE

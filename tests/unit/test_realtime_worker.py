@@ -239,14 +239,18 @@ async def test_the_load_tells_times_once() -> None:
         await made.ended(asked.request_id)
         (pool,) = made.worker.load(stopping=False).pools
         assert (len(pool.ttft_us), len(pool.itl_us)) == (1, 2)
+        assert pool.ttft_sent_ms == (made.clock.now_ms(),)
+        assert (pool.gaps, pool.gaps_us) == (2, sum(pool.itl_us))
+        assert pool.gaps_us > 0
         (pool,) = made.worker.load(stopping=True).pools
-        assert pool.ttft_us == pool.itl_us == ()
+        assert pool.ttft_us == pool.itl_us == pool.ttft_sent_ms == ()
+        assert (pool.gaps, pool.gaps_us) == (0, 0)
 
 
 def test_of_many_samples_a_bounded_number_is_kept() -> None:
-    samples = Samples()
+    samples: Samples[int] = Samples()
     for number in range(10_000):
-        samples.add(number / 1_000_000)
+        samples.add(number)
     kept = samples.take()
     assert len(kept) == MAX_SAMPLES
     assert max(kept) > 5_000

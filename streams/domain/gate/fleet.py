@@ -17,6 +17,8 @@ from streams.domain.dispatch.share import Claim, divide
 STALE_AFTER_S = 3.0
 #: The longest wait before a gain is taken.
 JITTER_S = 0.2
+#: Where there are fewer calls than workers, they go round: nobody's lines wait for ever.
+TURN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ class FleetShare:
         """Calls that this worker may have in flight now."""
         others = [calls for calls in self._others.values() if now_s - calls.at_s <= STALE_AFTER_S]
         claims = [Claim(calls.worker, max(0, calls.wants)) for calls in (mine, *others)]
-        fair = divide(claims, max(0, limit), 0)[self._me]
+        turn = int(now_s // TURN_S) if limit < len(claims) else 0
+        fair = divide(claims, max(0, limit), turn)[self._me]
         room = max(0, limit - sum(calls.in_flight for calls in others))
         target = min(fair, room) if fair > self._share else fair
         if target <= self._share:

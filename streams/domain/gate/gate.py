@@ -24,7 +24,7 @@ from streams.domain.gate.curve import CurveLearner
 from streams.domain.gate.floor import NO_DEMAND, Demand, Protect, needed_calls
 from streams.domain.gate.history import History
 from streams.domain.gate.limiter import Limiter
-from streams.domain.gate.plan import Aim, Met, Plan, Window, make_plan, situation
+from streams.domain.gate.plan import WINDOW_S, Aim, Met, Plan, Window, make_plan, situation
 from streams.domain.gate.signals import (
     STALE_AFTER_S,
     EngineLoad,
@@ -72,6 +72,8 @@ _WAKE_S = 1.0
 _ABORT_WOKEN = 2
 #: Above this much of the KV cache nothing is added; preemption is near.
 _KV_FULL = 0.92
+#: An engine's page and the workers' loads may be so far apart: what both explain is not a stranger.
+_ENGINE_LAG_S = 0.5
 
 
 class Reason(StrEnum):
@@ -138,7 +140,12 @@ class Gate:
         self._queue: QueueLoad | None = None
         self._engine: EngineLoad | None = None
         self._invalid: set[Source] = set()
+        #: Real-time calls in flight: those of our lane, and those that only the engine tells of.
         self._realtime = History()
+        self._lane = History()
+        self._direct = 0.0
+        self._called_at_s = float("-inf")
+        self._sees_firsts = False
         self._batch = History()
         #: Batch in flight on the average of a real-time call's life: what made the calls that are
         #: in flight last longer.
@@ -163,6 +170,11 @@ class Gate:
         """The plan in force, with the baseline and what was measured."""
         return self._plan
 
+    def configure(self, settings: GateSettings) -> None:
+        """Other settings from now on; what was learnt is kept."""
+        self._settings = settings
+        self._limiter.highest = settings.highest
+
     # What it hears.
 
     def hear(self, signal: Signal, now_s: float) -> None:
@@ -180,8 +192,12 @@ class Gate:
                 self._queue = signal
             case EngineLoad():
                 self._engine = signal
-                if Source.REALTIME not in self._settings.sources:
-                    self._infer_realtime(signal, now_s)
+                self._infer_realtime(signal, now_s)
+
+    def left(self, worker: str, now_s: float) -> None:
+        """This realtime-worker has ended in good order: its silence means nothing."""
+        if self._workers.pop(worker, None) is not None:
+            self._count_lane(now_s, now_s)
 
     def batch_in_flight(self, calls: int, now_s: float) -> None:
         """All workers together have so many batch calls in flight."""
@@ -218,9 +234,13 @@ class Gate:
         realtime, silent_s = round(self._realtime.last), self._silent_s(now_s)
         reason = Reason.YIELD if realtime else Reason.SILENCE
         wanted = self._planned(realtime, silent_s)
+        if now_s - self._called_at_s > WINDOW_S:
+            # Nobody to yield to: what there is to learn, the first call will teach.
+            wanted = float(self._settings.highest)
+            self._limiter.jump(wanted)
         if wanted is None:
             wanted, reason = self._unplanned(realtime, silent_s), Reason.LEARNING
-        held = self._held_back(wanted, realtime)
+        held = self._held_back(wanted, realtime, now_s)
         if held < wanted:
             return held, Reason.QUEUE, None
         return wanted, reason, None
@@ -237,12 +257,12 @@ class Gate:
             return highest if self._settings.can_abort else min(highest, _IN_SILENCE_MEANWHILE)
         return min(_CALLS_MEANWHILE, self._settings.highest)
 
-    def _held_back(self, wanted: float, realtime: int) -> float:
+    def _held_back(self, wanted: float, realtime: int, now_s: float) -> float:
         """Less, where work waits in Kafka or in the engine, or the engine's memory is full."""
-        if self._queue is not None and self._queue.lag > 0:
-            wanted = wanted / (1 + self._queue.lag)
-        engine = self._engine
-        if engine is not None:
+        queue, engine = self._queue, self._engine
+        if queue is not None and queue.lag > 0 and now_s - queue.at_s <= STALE_AFTER_S:
+            wanted = wanted / (1 + queue.lag)
+        if engine is not None and now_s - engine.at_s <= STALE_AFTER_S:
             batch = self._batch.at(engine.at_s)
             if engine.waiting > 0 and realtime > 0:
                 wanted = min(wanted, max(0.0, batch - engine.waiting))
@@ -265,8 +285,8 @@ class Gate:
 
     def _hear_realtime(self, load: RealtimeLoad, now_s: float) -> None:
         self._workers[load.worker] = load
-        total = sum(worker.in_flight for worker in self._workers.values())
-        self._set_realtime(total, load.at_s, now_s)
+        self._count_lane(load.at_s, now_s)
+        self._sees_firsts = self._sees_firsts or bool(load.first_tokens)
         running = self._realtime.at(load.at_s) + self._batch.at(load.at_s)
         if load.gaps:
             self._learn_gaps(running, load.gaps, load.gaps_s)
@@ -279,13 +299,14 @@ class Gate:
         Their first tokens are not seen, so each is taken to need a few steps: a bound on the
         step's time then stands for one on the first token's.
         """
-        batch, before = self._batch.at(load.at_s), self._realtime.last
-        calls = max(0.0, load.running + load.waiting - batch)
-        self._set_realtime(calls, load.at_s, now_s)
-        if load.gaps:
+        from_s, before = load.at_s - _ENGINE_LAG_S, self._direct
+        batch, ours = self._batch.at(load.at_s), self._batch.most(from_s) + self._lane.most(from_s)
+        self._direct = max(0.0, load.running + load.waiting - ours)
+        self._set_realtime(self._lane.last + self._direct, load.at_s, now_s)
+        if load.gaps and not self._sees_firsts:
             self._learn_gaps(load.running, load.gaps, load.gaps_s)
-            step_s = self._curve.curve().step_s(calls + batch)
-            for _ in range(min(_MOST_INFERRED, round(calls - before))):
+            step_s = self._curve.curve().step_s(self._realtime.last + batch)
+            for _ in range(min(_MOST_INFERRED, round(self._direct - before))):
                 self._learn_call(load.at_s, _STEPS_TO_FIRST * step_s, now_s)
 
     def _learn_gaps(self, running: float, gaps: int, gaps_s: float) -> None:
@@ -314,8 +335,13 @@ class Gate:
         )
         self._window.add(now_s, met)
 
+    def _count_lane(self, at_s: float, now_s: float) -> None:
+        self._lane.set(at_s, sum(worker.in_flight for worker in self._workers.values()))
+        self._set_realtime(self._lane.last + self._direct, at_s, now_s)
+
     def _set_realtime(self, calls: float, at_s: float, now_s: float) -> None:
         if calls > 0:
+            self._called_at_s = now_s
             if self._silent_s(now_s) >= _SILENCE_S:
                 self._woken_at_s = now_s
             self._silent_since.set(at_s, _NEVER)
@@ -357,14 +383,16 @@ class Gate:
             self._spend = min(2.0, max(0.15, 1 + 2 * (0.8 - used)))
 
     def _forget_gone(self, now_s: float) -> None:
+        if self._direct and self._engine and now_s - self._engine.at_s > STALE_AFTER_S:
+            self._direct = 0.0
+            self._count_lane(now_s, now_s)
         newest = max((load.at_s for load in self._workers.values()), default=now_s)
         if now_s - newest > STALE_AFTER_S:
             return
         for name, load in list(self._workers.items()):
             if now_s - load.at_s > _GONE_AFTER_S:
                 del self._workers[name]
-                total = sum(worker.in_flight for worker in self._workers.values())
-                self._set_realtime(total, now_s, now_s)
+                self._count_lane(now_s, now_s)
 
     def _ages(self, now_s: float) -> dict[Source, float]:
         """By source, the age of its oldest part; a source that never spoke is left out."""

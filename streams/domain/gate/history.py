@@ -34,3 +34,8 @@ class History:
         """What it was then."""
         index = bisect_right(self._times, at_s) - 1
         return self._values[max(0, index)]
+
+    def most(self, from_s: float) -> float:
+        """The highest that it was since then."""
+        index = max(0, bisect_right(self._times, from_s) - 1)
+        return max(self._values[i] for i in range(index, len(self._values)))

@@ -20,7 +20,7 @@ class Limiter:
     """The number of batch calls allowed in flight, over time."""
 
     def __init__(self, highest: int, start: float = 0.0) -> None:
-        self._highest = highest
+        self.highest = highest
         self._limit = start
         self._moved_at_s: float | None = None
         self._held_until_s = float("-inf")
@@ -32,7 +32,7 @@ class Limiter:
 
     def move(self, wanted: float, now_s: float) -> int:
         """Moves towards what is wanted; the limit now."""
-        wanted = min(max(wanted, 0.0), float(self._highest))
+        wanted = min(max(wanted, 0.0), float(self.highest))
         passed = 0.0 if self._moved_at_s is None else max(0.0, now_s - self._moved_at_s)
         self._moved_at_s = now_s
         fall = self._limit - wanted
@@ -41,5 +41,10 @@ class Limiter:
                 self._held_until_s = now_s + HOLD_S
             self._limit = wanted
         elif now_s >= self._held_until_s:
-            self._limit = min(wanted, self._limit + passed * self._highest / CLIMB_S)
+            self._limit = min(wanted, self._limit + passed * self.highest / CLIMB_S)
         return self.limit
+
+    def jump(self, to: float) -> None:
+        """It is this at once, for whoever knows that nobody can mind."""
+        self._limit = min(to, float(self.highest))
+        self._held_until_s = float("-inf")

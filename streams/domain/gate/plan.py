@@ -28,6 +28,8 @@ from streams.domain.gate.curve import Curve
 #: The window of the statistics: older minutes are forgotten, also as the baseline.
 EPOCH_S = 10.0
 _EPOCHS = 90
+#: How far back that is.
+WINDOW_S = EPOCH_S * _EPOCHS
 #: Calls of an epoch that are kept; where there are more, each stands for several.
 _KEPT = 96
 #: Situations: silence of at least so many seconds ...

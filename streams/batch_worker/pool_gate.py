@@ -1,0 +1,198 @@
+"""One pool's gate: what it hears in the domain's terms, and what it says made to happen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import structlog
+
+from schemas.records import ControllerLoad, RealtimeLoad, RealtimePoolLoad, WorkerLoad
+from streams.batch_worker.pool import Pool
+from streams.domain.gate import signals
+from streams.domain.gate.fleet import STALE_AFTER_S, FleetShare, WorkerCalls
+from streams.domain.gate.floor import Demand, Work
+from streams.domain.gate.gate import Decision, Gate, GateSettings, Reason
+from streams.domain.gate.signals import EngineLoad, FirstToken, Signal, Source
+from streams.domain.upstreams import Yield
+
+log = structlog.get_logger(__name__)
+
+#: A lane that lives is heard within its second; until then it is not known that there is none.
+LISTEN_S = 1.5
+#: A realtime-worker that said goodbye and is silent for so long has gone, and isn't missed.
+_GONE_AFTER_S = 2.0
+_BLIND = frozenset({Reason.STALE, Reason.INVALID})
+
+
+class PoolGate:
+    """The gate of one pool and of the pool of its templates."""
+
+    def __init__(
+        self,
+        worker: str,
+        yields: Yield,
+        max_in_flight: int,
+        pool: Pool,
+        renders: Pool,
+        now_s: float,
+    ) -> None:
+        """max_in_flight: of each worker."""
+        self._me = worker
+        self._yields = yields
+        self._max_in_flight = max_in_flight
+        self._pool = pool
+        self._renders = renders
+        self._listen_until_s = now_s + LISTEN_S
+        self._settings = GateSettings(
+            target=yields.target,
+            highest=max_in_flight,
+            floor=yields.floor,
+            protect=yields.protect,
+            can_abort=yields.abort,
+        )
+        self.gate = Gate(self._settings)
+        self._share = FleetShare(worker)
+        #: Realtime-workers that are there: when heard, and whether they said goodbye.
+        self._lane: dict[str, tuple[float, bool]] = {}
+        #: The other batch-workers that are there.
+        self._others: dict[str, WorkerCalls] = {}
+        self._due: dict[str, tuple[float, tuple[tuple[int, int], ...]]] = {}
+        self._call_s: dict[str, float] = {}
+        self.decision: Decision | None = None
+        self.aborted = 0
+
+    @property
+    def name(self) -> str:
+        """The pool's."""
+        return self._pool.name
+
+    @property
+    def in_flight(self) -> int:
+        """Calls of all workers, as far as is known."""
+        return len(self._pool.calls) + sum(calls.in_flight for calls in self._others.values())
+
+    def hear(self, signal: Signal, now_s: float) -> None:
+        """A signal as it is."""
+        self.gate.hear(signal, now_s)
+
+    def hear_realtime(self, load: RealtimeLoad, now_s: float) -> None:
+        """A realtime-worker's load on this pool."""
+        for pool in load.pools:
+            if pool.pool == self.name:
+                self._lane[load.worker] = (now_s, load.stopping)
+                self.gate.hear(_signal(load, pool), now_s)
+
+    def hear_engine(self, load: EngineLoad, siblings: int, now_s: float) -> None:
+        """The engine's word; siblings: batch calls of other pools that it runs."""
+        self.gate.hear(replace(load, running=max(0, load.running - siblings)), now_s)
+
+    def hear_worker(self, load: WorkerLoad, now_s: float) -> None:
+        """Another batch-worker's load."""
+        for pool in load.pools:
+            if pool.pool == self.name:
+                # One that reads nothing can't use a part.
+                wants = self._max_in_flight if load.partitions and not load.stopping else 0
+                calls = WorkerCalls(load.worker, now_s, max(0, pool.in_flight), wants)
+                self._others[load.worker] = calls
+                self._share.hear(calls)
+                self._call_s[load.worker] = max(0, pool.call_ms) / 1000
+
+    def hear_due(self, load: ControllerLoad, now_s: float) -> None:
+        """What waits at a controller, by deadline."""
+        names = (self.name, self._renders.name)
+        due = tuple(
+            (due.deadline_ms, due.lines)
+            for pool in load.pools
+            if pool.pool in names
+            for due in pool.due
+        )
+        self._due[load.controller] = (now_s, due)
+
+    def apply(self, now_s: float) -> bool:
+        """Asks the gate and obeys; whether anything is different."""
+        self._forget(now_s)
+        self.gate.configure(self._current(now_s))
+        self.gate.batch_in_flight(self.in_flight, now_s)
+        decision = self.gate.decide(now_s, self._demand(now_s))
+        self._tell(decision)
+        self.decision = decision
+        mine = WorkerCalls(self._me, now_s, len(self._pool.calls), self._max_in_flight)
+        part = min(self._share.part(decision.limit, mine, now_s), self._max_in_flight)
+        if decision.abort_above is not None:
+            self.aborted += self._pool.calls.cut(part)
+        reason = decision.reason.value
+        news = self._pool.allow(part, reason)
+        return self._renders.allow(part, reason) or news
+
+    def _current(self, now_s: float) -> GateSettings:
+        """The settings, for as many workers as there are now."""
+        highest = self._max_in_flight * (1 + sum(c.wants > 0 for c in self._others.values()))
+        if self._yields.highest is not None:
+            highest = min(highest, self._yields.highest)
+        sources = self._yields.signals
+        if sources is None:
+            lane = bool(self._lane) or now_s < self._listen_until_s
+            engine = self._yields.metrics_url is not None
+            sources = frozenset(
+                source
+                for source, wanted in ((Source.REALTIME, lane), (Source.ENGINE, engine))
+                if wanted
+            )
+        return replace(self._settings, highest=highest, sources=sources)
+
+    def _demand(self, now_s: float) -> Demand:
+        work = tuple(
+            Work(lines, deadline_ms / 1000 - now_s)
+            for _, due in self._due.values()
+            for deadline_ms, lines in due
+        )
+        known = [s for s in (self._pool.calls.call_s, *self._call_s.values()) if s > 0]
+        return Demand(work, sum(known) / len(known) if known else 0.0)
+
+    def _forget(self, now_s: float) -> None:
+        for name, (heard_s, leaving) in list(self._lane.items()):
+            if leaving and now_s - heard_s > _GONE_AFTER_S:
+                del self._lane[name]
+                self.gate.left(name, now_s)
+        for name, calls in list(self._others.items()):
+            if now_s - calls.at_s > STALE_AFTER_S:
+                del self._others[name]
+                self._call_s.pop(name, None)
+        for name, (heard_s, _) in list(self._due.items()):
+            if now_s - heard_s > STALE_AFTER_S:
+                del self._due[name]
+
+    def _tell(self, decision: Decision) -> None:
+        before = self.decision
+        if before is None or (before.reason, before.about) == (decision.reason, decision.about):
+            return
+        if decision.reason in _BLIND and decision.about is not None:
+            age_s = decision.ages_s.get(decision.about)
+            log.warning(
+                "A signal can't be relied on; batch calls go on at their floor.",
+                action="gate_blind",
+                pool=self.name,
+                reason=decision.reason.value,
+                signal=decision.about.value,
+                age_s=None if age_s is None else round(age_s, 1),
+            )
+        elif before.reason in _BLIND:
+            log.info(
+                "The signals are back.",
+                action="gate_sees",
+                pool=self.name,
+                reason=decision.reason.value,
+            )
+
+
+def _signal(load: RealtimeLoad, pool: RealtimePoolLoad) -> signals.RealtimeLoad:
+    # Older workers don't say when calls were sent: then their times teach nothing.
+    firsts = zip(pool.ttft_sent_ms, pool.ttft_us, strict=False)
+    return signals.RealtimeLoad(
+        worker=load.worker,
+        at_s=load.at_ms / 1000,
+        in_flight=pool.in_flight + pool.waiting,
+        first_tokens=tuple(FirstToken(sent_ms / 1000, us / 1e6) for sent_ms, us in firsts),
+        gaps=pool.gaps,
+        gaps_s=pool.gaps_us / 1e6,
+    )
