@@ -44,10 +44,7 @@ async def create_key(
     secret: one that this function made before, for a cluster that has forgotten it.
     Raises InvalidKeyName, KafkaBaseError.
     """
-    if not _TENANT.fullmatch(tenant):
-        raise InvalidKeyName(
-            "A tenant is 1 to 64 letters, digits, '-' and '_', and begins with a letter or digit."
-        )
+    check_tenant(tenant)
     if not (name.isprintable() and len(name) <= _MAX_NAME):
         raise InvalidKeyName(f"A key's name is at most {_MAX_NAME} printable characters.")
     secret = secret or PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
@@ -61,6 +58,14 @@ async def create_key(
     )
     await producer.send(ACCOUNT, record.key_id, record)
     return record, secret
+
+
+def check_tenant(tenant: str) -> None:
+    """Raises InvalidKeyName for what can't be a tenant."""
+    if not _TENANT.fullmatch(tenant):
+        raise InvalidKeyName(
+            "A tenant is 1 to 64 letters, digits, '-' and '_', and begins with a letter or digit."
+        )
 
 
 async def list_keys(reader: LogReader) -> list[ApiKeyRecord]:

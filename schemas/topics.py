@@ -116,12 +116,13 @@ FILE = Topic(
 )
 ACCOUNT = Topic(
     name="account.v1",
-    key="key id",
-    records=(r.ApiKeyRecord,),
+    key="key id, or tenant/ and its name",
+    records=(r.ApiKeyRecord, r.TenantRecord),
     partitions=1,
     cleanup=Cleanup.COMPACT,
     retention_s=None,
-    why="API keys, hashed. Small; one partition keeps the order of a key's life plain.",
+    why="API keys, hashed, and tenants' limits. Small; one partition keeps the order of a key's "
+    "life plain.",
 )
 PROMPT = Topic(
     name="prompt.v1",

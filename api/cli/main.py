@@ -41,6 +41,7 @@ COMMANDS = {
     "download": Place("api.cli.download:download", "Download a batch's output and error file."),
     "prompts": Place("api.cli.prompts:app", "Stored prompts: make, change, show, publish."),
     "keys": Place("api.cli.keys:app", "API keys of tenants: create, list, revoke."),
+    "tenants": Place("api.cli.tenants:app", "What tenants may have enqueued: set, list."),
     "topics": Place("api.cli.topics:app", "Kafka topics: create them, show drift."),
     "simulate": Place("api.cli.simulate:simulate", "Run a simulated model server.", raw=True),
 }

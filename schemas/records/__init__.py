@@ -58,6 +58,7 @@ from schemas.records.registry import (
     PromptHead,
     PromptVersion,
     PromptVersionRef,
+    TenantRecord,
 )
 from schemas.records.tables import BatchRow, ChunkRow, OpenRetry
 
@@ -113,6 +114,7 @@ __all__ = [
     "Record",
     "ReplyKind",
     "SegmentWritten",
+    "TenantRecord",
     "Usage",
     "UsageRecorded",
     "WorkerLoad",
@@ -138,6 +140,7 @@ Record = (
     | BatchForecasts
     | FileRecord
     | ApiKeyRecord
+    | TenantRecord
     | PromptHead
     | PromptVersion
     | WorkerLoad
@@ -171,6 +174,7 @@ RECORDS: tuple[type[Record], ...] = (
     BatchForecasts,
     FileRecord,
     ApiKeyRecord,
+    TenantRecord,
     PromptHead,
     PromptVersion,
     WorkerLoad,

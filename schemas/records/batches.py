@@ -166,3 +166,4 @@ class BatchSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     paused_at_ms: int | None = None
     commands: tuple[str, ...] = ()
+    estimated_input_tokens: int = 0

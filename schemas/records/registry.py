@@ -33,6 +33,15 @@ class ApiKeyRecord(msgspec.Struct, frozen=True, kw_only=True):
     revoked_at_ms: int | None = None
 
 
+class TenantRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator has set for a tenant; the last record counts."""
+
+    tenant: str
+    at_ms: int
+    max_enqueued_lines: int | None = None
+    max_enqueued_tokens: int | None = None
+
+
 class PromptVersionRef(msgspec.Struct, frozen=True, kw_only=True):
     """A version in a prompt's list: its number, counted from 1, and the record of its text."""
 

@@ -8,12 +8,13 @@ import structlog
 from faust.types import TP
 from mode import Service
 
-from schemas.topics import BATCH_COMMAND, BATCH_EVENT
+from schemas.topics import ACCOUNT, BATCH_COMMAND, BATCH_EVENT, BATCH_STATUS
 from streams.adapters.object_store import open_store
 from streams.background import Tasks
 from streams.controller.assignment import Assignment, Parts
 from streams.controller.books import Books
 from streams.controller.commands import CommandRelay
+from streams.controller.enqueued import EnqueuedFollower
 from streams.controller.input_lines import InputLines
 from streams.controller.loads import Loads
 from streams.controller.log import BatchLog, Step
@@ -27,6 +28,7 @@ from streams.controller.windows import Windows
 from streams.domain.clock import SystemClock
 from streams.domain.upstreams import UpstreamTable, UpstreamTableError
 from streams.kafka.consumer import GroupConsumer
+from streams.kafka.reader import TopicReader
 from streams.kafka.role import Role
 from streams.ports.object_store import ObjectStore, ObjectStoreError
 from streams.settings import Settings, load_upstreams
@@ -54,6 +56,11 @@ class Controller(Service):
         )
         self._meter = ControllerMeter(role.metrics)
         self._loads = Loads(role.settings, self._clock, role.metrics)
+        self._enqueued = EnqueuedFollower(
+            TopicReader(role.settings, [ACCOUNT], metrics=role.metrics),
+            TopicReader(role.settings, [BATCH_STATUS], metrics=role.metrics),
+            self._clock,
+        )
         self._snapshots = Snapshots(self._books, role.producer, role.fence)
         claim_check_bytes = min(role.settings.claim_check_bytes, _MAX_TRAVELLING_BYTES)
         self._lines = InputLines(store, claim_check_bytes)
@@ -79,7 +86,10 @@ class Controller(Service):
     async def on_start(self) -> None:
         """Begins what runs beside the agents. Raises KafkaBaseError."""
         await self._loads.start()
+        await self._enqueued.start()
         self._beside.start(self._loads.work())
+        self._beside.start(self._enqueued.follow_limits())
+        self._beside.start(self._enqueued.follow_batches())
         self._beside.start(self._relay.work())
         self._beside.start(self._log.work())
         self._beside.start(self._snapshots.work())
@@ -90,6 +100,7 @@ class Controller(Service):
         await self._beside.stop(0.0)
         await self._lines.close()
         await self._loads.stop()
+        await self._enqueued.stop()
 
     async def _assigned(self, assignment: dict[str, set[int]]) -> None:
         await self._stopping()
@@ -120,6 +131,7 @@ class Controller(Service):
         return Parts(
             books=self._books,
             loads=self._loads,
+            enqueued=self._enqueued,
             clock=self._clock,
             find_outstanding=lambda mine: find_outstanding(role.settings, mine, role.metrics),
             folded=self._folded,
@@ -129,6 +141,7 @@ class Controller(Service):
                 self._books,
                 self._lines,
                 self._routes,
+                self._enqueued.tenants,
                 role.producer,
                 role.fence,
                 self._clock,

@@ -14,6 +14,7 @@ import structlog
 
 from streams.background import Tasks
 from streams.controller.books import Books
+from streams.controller.enqueued import EnqueuedFollower
 from streams.controller.loads import Loads
 from streams.controller.log import Step
 from streams.controller.outstanding import Outstanding
@@ -43,6 +44,7 @@ class Parts:
 
     books: Books
     loads: Loads
+    enqueued: EnqueuedFollower
     clock: Clock
     find_outstanding: FindOutstanding
     folded: Folded
@@ -80,6 +82,7 @@ class Assignment:
         """The partitions are given up; nothing more is sent."""
         self._live = False
         self._parts.loads.listener = None
+        self._parts.enqueued.listener = None
         if self._releaser is not None:
             await self._releaser.stop()
         await self._tasks.stop(0.0)
@@ -92,6 +95,7 @@ class Assignment:
         releaser = parts.new_releaser()
         releaser.begin(found.slices)
         parts.loads.replay(releaser.hear)
+        parts.enqueued.listener = releaser.make_room
         self._releaser = releaser
         log.info(
             "Releasing lines.",

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from schemas.records import BatchForecast, BatchForecasts
 from streams.domain.dispatch.dispatcher import Dispatcher
+from streams.domain.enqueued.tenants import Tenants
 from streams.domain.forecast.forecast import Forecaster
 from streams.domain.forecast.news import News
 
@@ -22,8 +23,9 @@ _AT_ONCE = 500
 class Forecasts:
     """When to foresee what; whoever asks sends it."""
 
-    def __init__(self, controller: str, dispatcher: Dispatcher) -> None:
+    def __init__(self, controller: str, dispatcher: Dispatcher, tenants: Tenants) -> None:
         self._controller = controller
+        self._tenants = tenants
         self._forecaster = Forecaster(dispatcher)
         self._news = News()
         self._look_at_ms = 0
@@ -37,7 +39,8 @@ class Forecasts:
         if now_ms < self._foresee_at_ms:
             return []
         began = time.perf_counter()
-        news = self._news.pick(self._forecaster.outlooks(now_ms), now_ms)
+        positions = self._tenants.positions(now_ms)
+        news = self._news.pick(self._forecaster.outlooks(positions, now_ms), now_ms)
         took_ms = 1000 * (time.perf_counter() - began)
         self._foresee_at_ms = now_ms + max(_FORESEE_MS, round(took_ms / _PART))
         return list(self._records(news, now_ms))

@@ -30,6 +30,7 @@ from streams.domain.clock import Clock
 from streams.domain.dispatch.dispatcher import Dispatcher, Want
 from streams.domain.dispatch.lane import OpenBatch
 from streams.domain.dispatch.slice import Slice
+from streams.domain.enqueued.tenants import Tenants
 from streams.domain.ledger import Ledger, bitmap
 from streams.domain.plan import PlanError
 from streams.kafka.failpoint import reach
@@ -65,6 +66,7 @@ class Releaser:
         books: Books,
         lines: InputLines,
         routes: Routes,
+        tenants: Tenants,
         sender: Sender,
         guard: Guard,
         clock: Clock,
@@ -78,7 +80,8 @@ class Releaser:
         self._guard = guard
         self._clock = clock
         self._dispatcher = Dispatcher(controller)
-        self._forecasts = Forecasts(controller, self._dispatcher)
+        self._tenants = tenants
+        self._forecasts = Forecasts(controller, self._dispatcher, tenants)
         self._running: dict[str, _Running] = {}
         self._failures: Counter[str] = Counter()
         self._wake = asyncio.Event()
@@ -121,6 +124,13 @@ class Releaser:
             self._dispatcher.worker_load(load, heard_at_ms)
         else:
             self._dispatcher.controller_load(load, heard_at_ms)
+        self._wake.set()
+
+    def make_room(self) -> None:
+        """Some tenant has room for other batches than before."""
+        for batch_id, running in self._running.items():
+            held = self._tenants.waits(running.request.tenant, batch_id)
+            self._dispatcher.hold(batch_id, held)
         self._wake.set()
 
     async def work(self) -> None:
@@ -194,6 +204,7 @@ class Releaser:
                 retries=_open_retries(ledgers),
                 priority=batch.terms.priority,
                 paused=batch.paused_at_ms is not None,
+                held=self._tenants.waits(request.tenant, batch_id),
             )
         )
 

@@ -83,8 +83,34 @@ def test_a_key_is_made_listed_and_revoked() -> None:
     assert backhaul("keys", "revoke", "key_").exit_code == 1, "two keys begin so"
 
 
-def test_a_tenant_that_can_not_be_one_exits_2() -> None:
-    assert backhaul("keys", "create", "a/b").exit_code == 2
+def test_a_tenant_s_limits_are_set_listed_and_taken_away_one_by_one() -> None:
+    assert backhaul("topics", "apply").exit_code == 0
+    assert backhaul("keys", "create", "acme").exit_code == 0
+    assert backhaul("tenants", "set", "big", "--max-enqueued-lines", "100000").exit_code == 0
+    assert backhaul("tenants", "set", "big", "--max-enqueued-tokens", "5000").exit_code == 0
+    listed = backhaul("tenants", "list").stdout.splitlines()
+    assert [line.split() for line in listed[1:]] == [
+        ["acme", "none", "none", "1"],
+        ["big", "100,000", "5,000", "0"],
+    ]
+    assert max(map(len, listed)) <= 80
+    assert backhaul("tenants", "set", "big", "--max-enqueued-lines", "none").exit_code == 0
+    _, big = map(json.loads, backhaul("tenants", "list", "--json").stdout.splitlines())
+    assert (big["max_enqueued_lines"], big["max_enqueued_tokens"]) == (None, 5000)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("keys", "create", "a/b"),
+        ("tenants", "set", "a/b", "--max-enqueued-lines", "5"),
+        ("tenants", "set", "a"),
+        ("tenants", "set", "a", "--max-enqueued-lines", "0"),
+        ("tenants", "set", "a", "--max-enqueued-tokens", "many"),
+    ],
+)
+def test_what_can_not_be_a_tenant_or_a_limit_exits_2(args: tuple[str, ...]) -> None:
+    assert backhaul(*args).exit_code == 2
 
 
 def test_no_broker_exits_3() -> None:

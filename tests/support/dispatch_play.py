@@ -91,7 +91,7 @@ class Play:
 
     def outlooks(self) -> dict[str, Outlook]:
         """What is foreseen for every batch that is open, wherever it is."""
-        return {o.batch_id: o for f in self.forecasters for o in f.outlooks(self.now)}
+        return {o.batch_id: o for f in self.forecasters for o in f.outlooks({}, self.now)}
 
     def _step(self) -> None:
         self.now += _STEP_MS

@@ -25,6 +25,7 @@ def opened(
     created_at_ms: int = NOW,
     priority: int = 0,
     paused: bool = False,
+    held: bool = False,
 ) -> OpenBatch:
     """A batch of fresh lines."""
     return OpenBatch(
@@ -36,6 +37,7 @@ def opened(
         routes=routes,
         priority=priority,
         paused=paused,
+        held=held,
     )
 
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace as replace_struct
 
 from schemas.records import (
     BatchForecasts,
@@ -17,6 +18,7 @@ from schemas.records import (
     OutcomeKind,
     ReadyLine,
     ReadyLines,
+    TenantRecord,
 )
 from schemas.topics import BATCH_FORECAST, CAPACITY, LINE_READY
 from streams.adapters.object_store_fake import FakeObjectStore
@@ -27,9 +29,11 @@ from streams.controller.release import Releaser
 from streams.controller.routes import Routes
 from streams.domain.batch.effects import CloseLines, OpenLines, SettleLines, SteerLines
 from streams.domain.batch.machine import Entry, fold
+from streams.domain.batch.row import snapshot_of
 from streams.domain.batch.state import InProgress
 from streams.domain.clock import SystemClock
 from streams.domain.dispatch.slice import Picked
+from streams.domain.enqueued.tenants import Tenants
 from streams.domain.plan import PlanBuilder, PlanError
 from streams.domain.upstreams import parse_upstreams
 from streams.ports.object_store import ObjectStoreError
@@ -206,11 +210,14 @@ class Station:
             {"upstreams": [{"name": "u", "base_url": "http://h/v1", "models": ["*"]}]}
         )
         self.clock = SystemClock()
+        self.tenants = Tenants()
+        self.tenants.limits_known = self.tenants.batches_known = True
         self.releaser = Releaser(
             "c0",
             self.books,
             InputLines(self.store, 4096),
             Routes(table),
+            self.tenants,
             self.sender,
             FakeGuard(),
             self.clock,
@@ -288,7 +295,38 @@ async def test_what_is_foreseen_is_published() -> None:
         await eventually(lambda: bool(station.sender.of(BATCH_FORECAST)))
         told: BatchForecasts = station.sender.of(BATCH_FORECAST)[0]
         assert told.controller == "c0"
-        assert [(f.batch_id, f.queue_position) for f in told.forecasts] == [("batch_1", 0)]
+        assert [(f.batch_id, f.queued) for f in told.forecasts] == [("batch_1", False)]
+
+
+async def test_a_batch_without_room_waits_until_there_is(never_by_time: None) -> None:
+    async with working() as station:
+        first, second = [await station.batch(f"batch_{n}", 10) for n in (1, 2)]
+        tenants, tenant = station.tenants, first.request.tenant
+        tenants.hear_limits(TenantRecord(tenant=tenant, at_ms=0, max_enqueued_lines=15))
+        for batch in (first, second):
+            tenants.hear_batch(snapshot_of(batch))
+        tenants.settle(station.clock.now_ms())
+        for batch in (second, first):
+            station.releaser.apply(OpenLines(batch))
+        station.hear()
+        await eventually(lambda: station.lines("batch_1") == list(range(10)))
+        assert station.lines("batch_2") == []
+        tenants.hear_batch(replace_struct(snapshot_of(first), completed=5, revision=9))
+        assert tenants.settle(station.clock.now_ms())
+        station.releaser.make_room()
+        await eventually(lambda: station.lines("batch_2") == list(range(10)))
+
+
+async def test_nothing_is_released_before_the_limits_are_known(never_by_time: None) -> None:
+    async with working() as station:
+        station.tenants.limits_known = False
+        station.releaser.apply(OpenLines(await station.batch("batch_1", 10)))
+        station.hear()
+        await eventually(lambda: bool(station.sender.of(CAPACITY)))
+        assert station.lines("batch_1") == []
+        station.tenants.limits_known = True
+        station.releaser.make_room()
+        await eventually(lambda: station.lines("batch_1") == list(range(10)))
 
 
 async def test_only_a_slice_with_a_prompt_line_says_where_the_pins_are() -> None:

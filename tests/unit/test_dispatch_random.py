@@ -26,6 +26,7 @@ class World(Bench):
         self.unsent: list[Slice] = []
         self.closed: set[str] = set()
         self.paused: set[str] = set()
+        self.held: set[str] = set()
         self.totals: dict[str, int] = {}
         self.runs: Counter[tuple[str, int, int]] = Counter()
         self.accepted: set[tuple[str, int]] = set()
@@ -68,16 +69,27 @@ class World(Bench):
         priority = self.random.randint(-2, 2)
         self.dispatcher.steer(batch_id, priority, deadline_ms, paused=paused)
 
+    def hold_one(self) -> None:
+        if self.totals:
+            self.hold(self.random.choice(sorted(self.totals)), held=self.random.random() < 0.5)
+
+    def hold(self, batch_id: str, *, held: bool) -> None:
+        if held:
+            self.held.add(batch_id)
+        else:
+            self.held.discard(batch_id)
+        self.dispatcher.hold(batch_id, held)
+
     def choose_some(self) -> None:
         chosen = self.choose()
-        assert not {s.batch_id for s in chosen} & self.paused
+        assert not {s.batch_id for s in chosen} & (self.paused | self.held)
         self.unsent += chosen
 
     def send_some(self) -> None:
         self.random.shuffle(self.unsent)
         for _ in range(min(len(self.unsent), self.random.randint(0, 20))):
             slice_ = self.unsent.pop()
-            if self.random.random() < 0.1 or slice_.batch_id in self.paused:
+            if self.random.random() < 0.1 or slice_.batch_id in self.paused | self.held:
                 self.dispatcher.returned(slice_, self.now)
                 continue
             for picked in slice_.lines:
@@ -158,7 +170,7 @@ STEPS = ("open_one", "choose_some", "send_some", "read_some", "finish_some", "he
 @given(
     st.integers(0, 2**32),
     st.lists(
-        st.sampled_from(STEPS * 3 + ("close_one", "steer_one", "steer_one")),
+        st.sampled_from(STEPS * 3 + ("close_one", "steer_one", "steer_one", "hold_one")),
         min_size=10,
         max_size=80,
     ),
@@ -173,6 +185,8 @@ def test_credits_are_never_exceeded_and_every_line_is_released_once(
         world.check()
     for batch_id in sorted(world.paused):
         world.steer(batch_id, paused=False)
+    for batch_id in sorted(world.held):
+        world.hold(batch_id, held=False)
     world.drain()
     world.hear_all()
     for batch_id in world.totals:

@@ -194,3 +194,34 @@ def test_steering_an_unknown_or_closed_batch_does_nothing() -> None:
     steer(bench, "b", 5)
     bench.hear(worker())
     assert bench.release() == []
+
+
+def test_a_batch_without_room_releases_nothing_whatever_else_is_asked_of_it() -> None:
+    bench = Bench()
+    bench.dispatcher.open(opened("held", 100, held=True))
+    bench.dispatcher.open(opened("other", 10))
+    w = worker(16)
+    steer(bench, "held", 5)
+    steer(bench, "held", 5, paused=True)
+    steer(bench, "held", 5)
+    assert order(bench.run_to_the_end(w)) == ["other"]
+    assert bench.dispatcher.load(bench.now).pools == (), "it asks for no credits"
+    steer(bench, "held", 5, paused=True)
+    bench.dispatcher.hold("held", False)
+    assert bench.run_to_the_end(w) == [], "it is still paused"
+    steer(bench, "held", 5)
+    assert numbers(bench.run_to_the_end(w)) == list(range(100))
+
+
+def test_a_batch_that_loses_its_room_stops_and_goes_on_where_it_was() -> None:
+    bench = Bench()
+    bench.dispatcher.open(opened("b", 100))
+    w = worker(16)
+    bench.hear(w)
+    released = numbers(bench.release())
+    bench.dispatcher.hold("b", True)
+    bench.run(w)
+    assert bench.release() == []
+    bench.dispatcher.hold("b", False)
+    released += numbers(bench.run_to_the_end(w))
+    assert sorted(released) == list(range(100))

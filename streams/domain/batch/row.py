@@ -122,6 +122,7 @@ def snapshot_of(batch: Batch) -> BatchSnapshot:
         priority=batch.terms.priority,
         paused_at_ms=paused_at(batch),
         commands=() if ended else batch.commands,
+        estimated_input_tokens=work.estimated_input_tokens if work else 0,
         in_progress_at_ms=times.get("in_progress_at_ms"),
         finalizing_at_ms=times.get("finalizing_at_ms"),
         completed_at_ms=times.get("completed_at_ms"),

@@ -95,8 +95,15 @@ class Dispatcher:
             for pool in lane.pools:
                 if pool in self._queues:
                     self._queues[pool].remove(lane)
-        batch.priority, batch.deadline_ms = priority, deadline_ms
-        self._set_running(batch, not paused)
+        batch.priority, batch.deadline_ms, batch.paused = priority, deadline_ms, paused
+        self._set_running(batch, not (paused or batch.held))
+
+    def hold(self, batch_id: str, held: bool) -> None:
+        """Releases nothing of the batch, as its tenant has no room for it; or goes on."""
+        batch = self._batches.get(batch_id)
+        if batch is not None and batch.held != held:
+            batch.held = held
+            self._set_running(batch, not (batch.paused or held))
 
     def is_open(self, batch_id: str) -> bool:
         """Whether slices of the batch may still be sent."""

@@ -40,7 +40,7 @@ class OpenBatch:
     """A batch whose lines may be released.
 
     routes: the pools of each lane. done: bitmap of accepted lines. retries: open ones. paused:
-    nothing is released until it is resumed.
+    nothing is released until it is resumed. held: nothing is until its tenant has room for it.
     """
 
     batch_id: str
@@ -53,6 +53,7 @@ class OpenBatch:
     retries: tuple[OpenRetry, ...] = ()
     priority: int = 0
     paused: bool = False
+    held: bool = False
 
 
 class Again(NamedTuple):
@@ -238,7 +239,9 @@ class BatchLines:
         self.created_at_ms = batch.created_at_ms
         self.total = batch.total
         self.priority = batch.priority
-        self.running = not batch.paused
+        self.paused = batch.paused
+        self.held = batch.held
+        self.running = not (batch.paused or batch.held)
         self.out: dict[int, Out] = {}
         self.most_out = 0
         self.released_at_ms = 0
@@ -249,7 +252,7 @@ class BatchLines:
         self.lanes = [Lane(self, n, pools) for n, pools in enumerate(batch.routes)]
 
     def is_open(self, now_ms: int) -> bool:
-        """Whether lines may be released: not paused, not closed, the window not over."""
+        """Whether lines may be released: neither paused, held nor closed, the window not over."""
         return self.running and now_ms < self.deadline_ms
 
     def left(self) -> list[int]:

@@ -30,14 +30,15 @@ class Outlook:
     """What is foreseen for one batch.
 
     eta_ms: when its last line will be in, later than now; None if that is not known.
-    position: how many batches of its tenant that still have lines to release go before it;
-    None while it is paused.
+    position: how many batches of its tenant go before it; None if that is not known. queued: it
+    waits until its tenant has room for it.
     """
 
     batch_id: str
     deadline_ms: int
     eta_ms: int | None
     position: int | None
+    queued: bool = False
 
 
 class Forecaster:
@@ -51,33 +52,32 @@ class Forecaster:
         """Measures; to be called about once a second."""
         self._paces.look(self._dispatcher.seen(now_ms), now_ms)
 
-    def outlooks(self, now_ms: int) -> list[Outlook]:
-        """Every batch whose window is open."""
-        batches = sorted(
-            (b for b in self._dispatcher.batches() if now_ms < b.deadline_ms), key=_order
-        )
-        waiting = {b.batch_id: b.waiting() for b in batches if b.running}
-        ends_s = self._ends([b for b in batches if b.running], waiting, now_ms)
-        ahead: dict[str, int] = {}
-        outlooks = []
-        for batch in batches:
-            eta_ms = position = None
-            if batch.running:
-                eta_ms = self._eta_ms(batch, ends_s[batch.batch_id], now_ms)
-                position = ahead.get(batch.tenant, 0)
-                ahead[batch.tenant] = position + any(waiting[batch.batch_id])
-            outlooks.append(Outlook(batch.batch_id, batch.deadline_ms, eta_ms, position))
-        return outlooks
+    def outlooks(self, positions: Mapping[str, int], now_ms: int) -> list[Outlook]:
+        """Every batch whose window is open. positions: of batches among their tenants'."""
+        open_ = [b for b in self._dispatcher.batches() if now_ms < b.deadline_ms]
+        # One that waits for room has its place in the same order, so it is as if it ran.
+        going = sorted((b for b in open_ if not b.paused), key=_order)
+        ends_s = self._ends(going, now_ms)
+        return [
+            Outlook(
+                batch_id=batch.batch_id,
+                deadline_ms=batch.deadline_ms,
+                eta_ms=None
+                if batch.paused
+                else self._eta_ms(batch, ends_s[batch.batch_id], now_ms),
+                position=positions.get(batch.batch_id),
+                queued=batch.held,
+            )
+            for batch in open_
+        ]
 
-    def _ends(
-        self, batches: Sequence[BatchLines], waiting: Mapping[str, list[int]], now_ms: int
-    ) -> dict[str, float]:
+    def _ends(self, batches: Sequence[BatchLines], now_ms: int) -> dict[str, float]:
         """Seconds until the last line of each batch is released; 0 if all are."""
         rates = self._rates(now_ms)
         lanes = [
             Waiting(batch.tenant, lane.pools, lines, lane.mean_cost())
             for batch in batches
-            for lane, lines in zip(batch.lanes, waiting[batch.batch_id], strict=True)
+            for lane, lines in zip(batch.lanes, batch.waiting(), strict=True)
         ]
         found = iter(ends([*lanes, *self._others(rates, now_ms)], rates))
         return {batch.batch_id: max(next(found) for _ in batch.lanes) for batch in batches}

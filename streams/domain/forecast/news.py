@@ -34,6 +34,7 @@ class News:
                         batch_id=outlook.batch_id,
                         eta_ms=outlook.eta_ms,
                         queue_position=outlook.position,
+                        queued=outlook.queued,
                     )
                 )
             self._told[outlook.batch_id] = last
@@ -46,8 +47,10 @@ def _is_news(now: Outlook, told: Outlook, told_at_ms: int, now_ms: int) -> bool:
         return True
     if age_ms < QUIET_MS:
         return False
-    if now.position != told.position or now.eta_ms is None or told.eta_ms is None:
-        return now.position != told.position or now.eta_ms != told.eta_ms
+    if (now.position, now.queued) != (told.position, told.queued):
+        return True
+    if now.eta_ms is None or told.eta_ms is None:
+        return now.eta_ms != told.eta_ms
     # Who reads it shows no end that is past, so the next one must be there by then.
     if told.eta_ms <= now_ms + QUIET_MS or _is_late(now) != _is_late(told):
         return True

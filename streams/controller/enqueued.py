@@ -1,0 +1,111 @@
+"""Follows `account` and `batch.status`: whose batches have room, wherever in the fleet they are."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from schemas.records import BatchSnapshot, TenantRecord
+from streams.domain.clock import Clock
+from streams.domain.enqueued.tenants import Tenants
+from streams.kafka.errors import KafkaBaseError
+from streams.kafka.reader import ReadRecord
+
+log = structlog.get_logger(__name__)
+
+_RETRY_S = 1.0
+#: Windows end without a record, so that is looked for at least so often.
+_POLL_S = 1.0
+#: Room is divided at most this often: each time goes through the batches of a tenant.
+_PAUSE_S = 0.05
+
+
+class Reader(Protocol):
+    """The part of TopicReader that is needed here."""
+
+    async def start(self) -> None: ...
+
+    async def poll(self, timeout_s: float = 0.2) -> list[ReadRecord]: ...
+
+    async def ends(self) -> dict[tuple[str, int], int]: ...
+
+    def positions(self) -> dict[tuple[str, int], int]: ...
+
+    async def stop(self) -> None: ...
+
+
+class EnqueuedFollower:
+    """Keeps `tenants` as the topics say. listener: called when some batch's room may be another."""
+
+    def __init__(self, account: Reader, status: Reader, clock: Clock) -> None:
+        self._account = account
+        self._status = status
+        self._clock = clock
+        self.tenants = Tenants()
+        self.listener: Callable[[], None] | None = None
+
+    async def start(self) -> None:
+        """Connects. Raises KafkaBaseError."""
+        await self._account.start()
+        await self._status.start()
+
+    async def stop(self) -> None:
+        """Disconnects."""
+        await self._account.stop()
+        await self._status.stop()
+
+    async def follow_limits(self) -> None:
+        """Reads for ever. Until all limits are known, nothing is released."""
+
+        def read_all() -> None:
+            self.tenants.limits_known = True
+
+        await self._follow(self._account, read_all)
+
+    async def follow_batches(self) -> None:
+        """Reads for ever. Until all batches are known, tenants with limits wait."""
+
+        def read_all() -> None:
+            self.tenants.batches_known = True
+
+        await self._follow(self._status, read_all)
+
+    async def _follow(self, reader: Reader, read_all: Callable[[], None]) -> None:
+        ends: dict[tuple[str, int], int] | None = None
+        behind = True
+        while True:
+            try:
+                if ends is None:
+                    ends = await reader.ends()
+                for read in await reader.poll(_POLL_S):
+                    self._take(read)
+            except KafkaBaseError as error:
+                log.warning(
+                    "What tenants have enqueued can not be read.",
+                    action="enqueued_not_read",
+                    error=str(error),
+                )
+                await asyncio.sleep(_RETRY_S)
+                continue
+            came_up = behind and all(reader.positions().get(at, 0) >= e for at, e in ends.items())
+            if came_up:
+                behind = False
+                read_all()
+            if self.tenants.settle(self._clock.now_ms()) or came_up:
+                self._tell()
+            if not behind:
+                await asyncio.sleep(_PAUSE_S)
+
+    def _take(self, read: ReadRecord) -> None:
+        match read.record:
+            case TenantRecord() as limits:
+                self.tenants.hear_limits(limits)
+            case BatchSnapshot() as snapshot:
+                self.tenants.hear_batch(snapshot)
+
+    def _tell(self) -> None:
+        if self.listener is not None:
+            self.listener()
