@@ -71,6 +71,12 @@ def _ends(simulator: Simulator, key: str) -> dict[str, int]:
     return ends
 
 
+def _runs(simulator: Simulator, key: str) -> bool:
+    """Whether a call of a request key is at the upstream now."""
+    met: dict[str, Any] = simulator.requests()["keys"].get(key, {})
+    return bool(met.get("open"))
+
+
 def test_every_endpoint_answers_whole_and_as_a_stream(client: OpenAI) -> None:
     chat = client.chat.completions.create(model="sim", messages=_messages())
     assert chat.usage
@@ -148,7 +154,7 @@ async def test_a_client_that_goes_away_ends_the_call_at_the_upstream(
         model="slow", messages=_messages(), user="leaves-a-stream", stream=True
     )
     await anext(aiter(stream))
-    await asyncio.sleep(0.5)
+    await eventually(lambda: _runs(simulator, "leaves"), 15.0)
     asking.cancel()
     await stream.close()
     await eventually(lambda: _ends(simulator, "leaves") == {"gone": 1}, 15.0)
@@ -200,7 +206,7 @@ def test_a_client_that_does_not_read_harms_no_other(stack: Stack, client: OpenAI
 
 
 async def test_a_killed_workers_clients_get_an_error_and_the_next_ones_an_answer(
-    stack: Stack, patient: AsyncOpenAI
+    stack: Stack, patient: AsyncOpenAI, simulator: Simulator
 ) -> None:
     once = patient.with_options(max_retries=0)
     stream = await once.chat.completions.create(
@@ -211,7 +217,7 @@ async def test_a_killed_workers_clients_get_an_error_and_the_next_ones_an_answer
     waiting = asyncio.create_task(
         once.chat.completions.create(model="hangs", messages=_messages(), user="killed-too")
     )
-    await asyncio.sleep(0.5)
+    await eventually(lambda: _runs(simulator, "killed-too"), 15.0)
     stack.kill("realtime-worker")
     began = time.monotonic()
     with pytest.raises(APIError, match="is gone"):
@@ -231,7 +237,7 @@ async def test_a_killed_gateway_leaves_no_call_running(
     asking = asyncio.create_task(
         once.chat.completions.create(model="hangs", messages=_messages(), user="orphan")
     )
-    await asyncio.sleep(1.0)
+    await eventually(lambda: _runs(simulator, "orphan"), 15.0)
     stack.kill("gateway")
     with pytest.raises(APIConnectionError):
         await asking

@@ -401,16 +401,17 @@ def test_requests_in_flight_are_answered_before_it_stops(gateway: GatewayProcess
             b"POST /v1/files HTTP/1.1\r\nHost: x\r\n"
             + f"Content-Length: {len(body)}\r\n".encode()
             + f"Authorization: Bearer {gateway.secret}\r\n".encode()
-            + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n"
-            + body[:150]
+            + b"Content-Type: multipart/form-data; boundary=b\r\n"
+            + b"Expect: 100-continue\r\n\r\n"
         )
+        assert b"100 Continue" in await reader.readuntil(b"\r\n\r\n")
+        writer.write(body[:150])
         await writer.drain()
-        await asyncio.sleep(0.3)
         assert gateway.process is not None
         gateway.process.send_signal(signal.SIGTERM)
         await asyncio.sleep(0.5)
         writer.write(body[150:])
-        status = await asyncio.wait_for(reader.readline(), 10)
+        status = await asyncio.wait_for(reader.readline(), 30)
         writer.close()
         return int(status.split()[1])
 
