@@ -264,6 +264,13 @@ BATCHES_ENDED = Metric(
     ("status",),
 )
 
+# Billing
+PRICE_BOOK_BAD = Metric(
+    "backhaul_price_book_bad",
+    MetricKind.GAUGE,
+    "1 while the price book's file is wrong and an older one is in force. Should stay 0.",
+)
+
 METRICS: tuple[Metric, ...] = (
     EVENTS_FOLDED,
     LINES_ACCEPTED,
@@ -302,6 +309,7 @@ METRICS: tuple[Metric, ...] = (
     SEGMENTS_WRITTEN,
     LINES_COLLECTED,
     COLLECTOR_HELD,
+    PRICE_BOOK_BAD,
 )
 
 Instrument = Counter | Gauge | Histogram

@@ -45,6 +45,8 @@ class Settings(BaseSettings):
     store_url: str | None = None
     #: The upstream table's file (YAML).
     upstreams_file: Path | None = None
+    #: The price book's file (YAML); without one nothing is priced, but usage is metered.
+    prices_file: Path | None = None
 
     #: Where the gateway listens.
     host: str = "127.0.0.1"

@@ -6,6 +6,7 @@ import structlog
 
 from schemas.topics import FILE_TASK, PROMPT
 from streams.adapters.object_store import open_store
+from streams.domain.billing.prices import PriceBookError
 from streams.domain.clock import SystemClock
 from streams.domain.upstreams import UpstreamTableError
 from streams.file_worker.assemble import AssemblyRunner
@@ -16,6 +17,7 @@ from streams.file_worker.worker import FileWorker
 from streams.kafka.reader import TopicReader
 from streams.kafka.role import Role
 from streams.ports.object_store import ObjectStoreError
+from streams.prices import load_prices
 from streams.settings import Settings, load_upstreams
 
 log = structlog.get_logger(__name__)
@@ -27,14 +29,14 @@ def main(settings: Settings) -> int:
     """Runs the role until it is told to stop, and returns its exit code."""
     try:
         role = build(settings)
-    except (ObjectStoreError, UpstreamTableError) as error:
+    except (ObjectStoreError, UpstreamTableError, PriceBookError) as error:
         log.critical(str(error), action="settings_wrong")
         return EXIT_USAGE
     return role.run()
 
 
 def build(settings: Settings) -> Role:
-    """The role, wired. Raises ObjectStoreError, UpstreamTableError."""
+    """The role, wired. Raises ObjectStoreError, UpstreamTableError, PriceBookError."""
     role = Role("file-worker", settings)
     store = open_store(settings.resolved_store_url)
     clock = SystemClock()
@@ -43,9 +45,12 @@ def build(settings: Settings) -> Role:
         settings.max_batch_lines, settings.max_line_bytes, settings.max_batch_file_bytes
     )
     prompts = StoredPrompts(TopicReader(settings, [PROMPT], metrics=role.metrics), role.crash)
+    prices = load_prices(settings, clock, role.metrics)
     worker = FileWorker(
         role.producer.send,
-        IntakeRunner(store, load_upstreams(settings).serves, limits, patience, prompts),
+        IntakeRunner(
+            store, load_upstreams(settings).serves, limits, patience, prompts, prices.allows
+        ),
         AssemblyRunner(store, patience, role.metrics),
         clock,
         role.metrics,

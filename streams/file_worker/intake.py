@@ -34,6 +34,14 @@ _CHUNK_BYTES = 1 << 20
 _WORD_BYTES = 16
 
 
+#: Whether the price book lets a batch use the model: model, endpoint, Unix milliseconds.
+Priced = Callable[[str, str, int], bool]
+
+
+def _nothing_is_priced(_model: str, _endpoint: str, _at_ms: int) -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Limits of an input file: lines, and bytes of a line and of the file."""
@@ -65,9 +73,11 @@ class IntakeRunner:
         limits: Limits,
         patience: Patience,
         prompts: Prompts,
+        priced: Priced = _nothing_is_priced,
     ) -> None:
         self._store = store
         self._prompts = prompts
+        self._priced = priced
         self._serves = serves
         self._limits = limits
         self._patience = patience
@@ -104,6 +114,7 @@ class IntakeRunner:
             self._limits.max_lines,
             self._limits.max_line_bytes,
             self._limits.max_file_bytes,
+            lambda model: self._priced(model, task.endpoint, task.at_ms),
         )
         intake = Intake(rules)
         await self._read(task, intake)

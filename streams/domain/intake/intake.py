@@ -45,9 +45,16 @@ _UNUSUAL = (*_REFUSALS, KeyError)
 _NULL = msgspec.Raw(b"null")
 
 
+def _always(_model: str) -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What an input file is held against. Sizes are bytes; prompts: those of the tenant."""
+    """What an input file is held against. Sizes are bytes; prompts: those of the tenant.
+
+    priced: whether the model may be used as far as prices go.
+    """
 
     endpoint: str
     serves: Callable[[str], bool]
@@ -55,6 +62,7 @@ class Rules:
     max_lines: int = 50_000
     max_line_bytes: int = 4 << 20
     max_file_bytes: int = 200 << 20
+    priced: Callable[[str], bool] = _always
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +310,8 @@ class Intake:
         if model not in self._models:
             if not self._rules.serves(model):
                 raise lines.model_not_found(model)
+            if not self._rules.priced(model):
+                raise lines.model_without_price(model)
             if len(self._models) >= MAX_MODELS:
                 message = f"A batch may name at most {MAX_MODELS} different models."
                 raise lines.LineError(ValidationCode.INVALID_REQUEST, message, "body.model")

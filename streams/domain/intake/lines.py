@@ -228,6 +228,12 @@ def model_not_found(model: str) -> LineError:
     return LineError(ValidationCode.MODEL_NOT_FOUND, message, "body.model")
 
 
+def model_without_price(model: str) -> LineError:
+    """The price book has no price for the model, and nothing runs for free by accident."""
+    message = f"The model '{shown(model)}' has no price on this server, so it can't be used yet."
+    return LineError(ValidationCode.MODEL_NOT_FOUND, message, "body.model")
+
+
 def model_required() -> LineError:
     """Neither the line nor its prompt names a model."""
     return _required("model")
