@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import Field, SecretStr
@@ -12,6 +12,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from streams.domain.upstreams import UpstreamTable, UpstreamTableError, parse_upstreams
 
 _MIB = 1024 * 1024
+
+
+WindowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
+WindowSeconds = Annotated[int, Field(ge=1, le=7 * 86_400)]
 
 
 class Settings(BaseSettings):
@@ -62,8 +66,11 @@ class Settings(BaseSettings):
     max_batch_file_bytes: int = Field(default=200 * _MIB, ge=1)
     max_file_bytes: int = Field(default=512 * _MIB, ge=1)
     max_line_bytes: int = Field(default=4 * _MIB, ge=1024)
-    #: Completion windows that callers may ask for, name to seconds, as a JSON object.
-    completion_windows: dict[str, int] = {"24h": 86_400}
+    #: Completion windows that callers may ask for, name to seconds, as a JSON object. Longer than
+    #: a week none may be: lines on their way are kept for eight days.
+    completion_windows: dict[WindowName, WindowSeconds] = Field(
+        default={"24h": 86_400}, min_length=1
+    )
     #: Stored prompts of a tenant, versions of one prompt, and bytes of all a tenant's versions.
     max_prompts: int = Field(default=1000, ge=1)
     max_prompt_versions: int = Field(default=1000, ge=1, le=10_000)

@@ -93,15 +93,20 @@ class Play:
         """What is foreseen for every batch that is open, wherever it is."""
         return {o.batch_id: o for f in self.forecasters for o in f.outlooks({}, self.now)}
 
+    def came_in(self, batch_id: str, line: int) -> None:
+        """A line's outcome was folded."""
+        dispatcher = self.home[batch_id].dispatcher
+        dispatcher.settle(batch_id, [line], (), self.now)
+        self.left[batch_id] -= 1
+        if not self.left[batch_id]:
+            self.ended_at[batch_id] = self.now - NOW
+            dispatcher.close(batch_id)
+
     def _step(self) -> None:
         self.now += _STEP_MS
         for server in self.servers:
             for batch_id, line in server.move(self.benches[0].log, self.now, self.random):
-                self.home[batch_id].dispatcher.settle(batch_id, [line], (), self.now)
-                self.left[batch_id] -= 1
-                if not self.left[batch_id]:
-                    self.ended_at[batch_id] = self.now - NOW
-                    self.home[batch_id].dispatcher.close(batch_id)
+                self.came_in(batch_id, line)
         for bench in self.benches:
             bench.now = self.now
             for server in self.servers:

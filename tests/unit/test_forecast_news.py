@@ -48,6 +48,13 @@ def test_a_place_a_risk_and_a_first_or_lost_end_are_news() -> None:
         assert told(news, 10, after) == ["b"]
 
 
+def test_the_first_end_that_is_known_is_told_at_once() -> None:
+    news = News()
+    told(news, 0, outlook(None))
+    assert told(news, 2, outlook(600)) == ["b"]
+    assert told(news, 4, outlook(3000)) == []
+
+
 def test_an_end_that_is_about_to_pass_is_replaced_before_it_does() -> None:
     news = News()
     told(news, 0, outlook(20))

@@ -9,7 +9,7 @@ from streams.domain.forecast.forecast import Outlook
 
 #: The same forecast is told again after this: readers keep only what is told within twice that.
 REPEAT_MS = 10 * 60_000
-#: Of one batch nothing is told twice within this, whatever happens.
+#: Of one batch nothing is told twice within this, but for the first end that is known.
 QUIET_MS = 5000
 #: An end that moves by less than this part of the time left, or than so much, is no news.
 _PART, _LEAST_MS = 0.1, 10_000
@@ -45,12 +45,14 @@ def _is_news(now: Outlook, told: Outlook, told_at_ms: int, now_ms: int) -> bool:
     age_ms = now_ms - told_at_ms
     if not 0 <= age_ms < REPEAT_MS:
         return True
+    if told.eta_ms is None and now.eta_ms is not None:
+        return True
     if age_ms < QUIET_MS:
         return False
     if (now.position, now.queued) != (told.position, told.queued):
         return True
     if now.eta_ms is None or told.eta_ms is None:
-        return now.eta_ms != told.eta_ms
+        return told.eta_ms is not None
     # Who reads it shows no end that is past, so the next one must be there by then.
     if told.eta_ms <= now_ms + QUIET_MS or _is_late(now) != _is_late(told):
         return True
