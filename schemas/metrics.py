@@ -165,6 +165,43 @@ POOL_CREDITS = Metric(
     "backhaul_pool_credits", MetricKind.GAUGE, "Lines a pool is willing to hold.", ("pool",)
 )
 
+# The gate before each pool
+GATE_LIMIT = Metric(
+    "backhaul_gate_limit_calls",
+    MetricKind.GAUGE,
+    "Batch calls that all workers together may have in flight, as this worker's gate has it.",
+    ("pool",),
+)
+GATE_PART = Metric(
+    "backhaul_gate_part_calls", MetricKind.GAUGE, "This worker's part of the limit.", ("pool",)
+)
+GATE_REASON = Metric(
+    "backhaul_gate_reason",
+    MetricKind.GAUGE,
+    "1 for why the limit is what it is: silence, yield, learning, queue, window; stale and invalid "
+    "mean that a signal can't be relied on and batch runs at its floor: look at the log.",
+    ("pool", "reason"),
+)
+GATE_SIGNAL_AGE = Metric(
+    "backhaul_gate_signal_age_seconds",
+    MetricKind.GAUGE,
+    "Age of the newest word of each signal: realtime, queue, engine. Above 3 it is stale.",
+    ("pool", "signal"),
+)
+GATE_ABORTS = Metric(
+    "backhaul_gate_aborted_calls_total",
+    MetricKind.COUNTER,
+    "Batch calls that were cut to make room for real-time calls; their lines wait again.",
+    ("pool",),
+)
+GATE_FIRST_TOKEN = Metric(
+    "backhaul_gate_first_token_seconds",
+    MetricKind.GAUGE,
+    "P99 of real-time calls' time to first token: baseline (as it would be without batch), line "
+    "(what the target allows), measured.",
+    ("pool", "kind"),
+)
+
 # Real-time lane
 REALTIME_PENDING = Metric(
     "backhaul_realtime_pending_requests",
@@ -296,6 +333,12 @@ METRICS: tuple[Metric, ...] = (
     LINE_OUTCOMES,
     POOL_HELD,
     POOL_CREDITS,
+    GATE_LIMIT,
+    GATE_PART,
+    GATE_REASON,
+    GATE_SIGNAL_AGE,
+    GATE_ABORTS,
+    GATE_FIRST_TOKEN,
     REALTIME_PENDING,
     REALTIME_ANSWERS,
     REALTIME_CALLS,

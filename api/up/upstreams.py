@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ import yaml
 
 from api.up.broker import LOOPBACK
 from api.up.options import Memory, UpError, UpOptions, write_private
+from streams.adapters.engine_metrics import HTTPEngineMetrics
+from streams.ports.engine_metrics import EngineMetricsError
 
 #: If this is set, it is sent to the upstream as the bearer token.
 KEY_VARIABLE = "BACKHAUL_UPSTREAM_KEY"
@@ -52,9 +55,33 @@ async def models_at(base_url: str) -> list[str]:
     return models if 0 < len(models) <= _MODELS_AT_MOST else ["*"]
 
 
-def write_table(path: Path, name: str, base_url: str, models: list[str]) -> None:
-    """Writes an upstream table with one server."""
+async def metrics_at(base_url: str) -> str | None:
+    """The address of the engine's Prometheus page, if the server is one and shows it."""
+    url = f"{base_url.removesuffix('/v1')}/metrics"
+    engine = HTTPEngineMetrics(url)
+    try:
+        await engine.read()
+    except EngineMetricsError:
+        return None
+    finally:
+        await engine.close()
+    return url
+
+
+async def write_url_table(path: Path, base_url: str) -> None:
+    """Writes an upstream table with the server at this URL, as it shows itself."""
+    models, metrics_url = await asyncio.gather(models_at(base_url), metrics_at(base_url))
+    write_table(path, "upstream", base_url, models, metrics_url)
+
+
+def write_table(
+    path: Path, name: str, base_url: str, models: list[str], metrics_url: str | None = None
+) -> None:
+    """Writes an upstream table with one server. metrics_url: of vLLM or SGLang."""
     upstream: dict[str, object] = {"name": name, "base_url": base_url, "models": models}
+    if metrics_url is not None:
+        # Both engines drop a request whose connection is closed, so batch calls may be cut.
+        upstream["yield"] = {"metrics_url": metrics_url, "abort": True}
     if os.environ.get(KEY_VARIABLE):
         upstream["api_key_env"] = KEY_VARIABLE
     text = yaml.safe_dump({"upstreams": [upstream]}, sort_keys=False)
@@ -80,7 +107,7 @@ async def choose(options: UpOptions, memory: Memory, folder: Path) -> Choice:
     elif options.upstream is not None:
         base_url = normal_base_url(options.upstream)
         memory.upstream = f"{_URL}{base_url}"
-        write_table(_own_table(folder), "upstream", base_url, await models_at(base_url))
+        await write_url_table(_own_table(folder), base_url)
     if memory.upstream.startswith(_FILE):
         file = Path(memory.upstream.removeprefix(_FILE))
         return Choice(file=file, label=str(file))
@@ -88,7 +115,7 @@ async def choose(options: UpOptions, memory: Memory, folder: Path) -> Choice:
         base_url = memory.upstream.removeprefix(_URL)
         # The table of last time may have been edited since; it is left as it is.
         if not has_table(folder):
-            write_table(_own_table(folder), "upstream", base_url, await models_at(base_url))
+            await write_url_table(_own_table(folder), base_url)
         return Choice(file=_own_table(folder), label=base_url)
     memory.upstream = SIMULATED
     port = await memory.port_for("simulator")

@@ -15,26 +15,39 @@ from faust.types import TP
 from mode import Service
 
 from schemas.records import DoneLines, ReadyLines, WorkerLoad
-from schemas.topics import BATCH_STATUS, CAPACITY, LINE_DONE, LINE_READY, Topic
+from schemas.topics import (
+    BATCH_STATUS,
+    CAPACITY,
+    LINE_DONE,
+    LINE_READY,
+    REALTIME_REQUEST,
+    Topic,
+)
+from streams.adapters.engine_metrics import HTTPEngineMetrics
 from streams.adapters.inference import HTTPInferenceClient, request_headers
 from streams.adapters.object_store import open_store
 from streams.background import Tasks
 from streams.batch_worker.caller import Caller
 from streams.batch_worker.ended import StatusFollower
+from streams.batch_worker.gate_meter import GateMeter
 from streams.batch_worker.gates import TICK_S, Gates
 from streams.batch_worker.load import LoadReporter, Progress
 from streams.batch_worker.meter import WorkerMeter
 from streams.batch_worker.prompt_line import PromptRequests
 from streams.batch_worker.prompts import PromptCache
 from streams.batch_worker.signals.capacity import CapacityFollower
+from streams.batch_worker.signals.engine import EngineReader
+from streams.batch_worker.signals.lag import LagReader
 from streams.batch_worker.worker import Worker
 from streams.domain.clock import SystemClock
 from streams.domain.upstreams import UpstreamTable, UpstreamTableError
 from streams.kafka.ack_window import AckWindow
 from streams.kafka.consumer import GroupConsumer
 from streams.kafka.errors import KafkaBaseError
+from streams.kafka.lag import GroupOffsets
 from streams.kafka.reader import TopicReader
 from streams.kafka.role import Consumed, Role
+from streams.ports.engine_metrics import EngineMetrics
 from streams.ports.inference import InferenceClient
 from streams.ports.object_store import ObjectStore, ObjectStoreError
 from streams.rendering.renderer import Renderer
@@ -54,6 +67,8 @@ _CALLS_SHARE = 0.7
 #: Ended batches are known before the first line, unless reading them takes longer than this.
 _CATCH_UP_S = 10.0
 _READER_PAUSE_S = 1.0
+#: Gates are shown in the metrics so often.
+_SHOW_S = 1.0
 #: Most of an outcome's rendered line that may travel in Kafka, whatever the settings say.
 _MAX_TRAVELLING_BYTES = 1024 * 1024
 
@@ -103,6 +118,8 @@ class BatchWorker(Service):
         self._prompts = PromptRequests(cache, self._renderer, self._clock)
         self._status = TopicReader(role.settings, [BATCH_STATUS], metrics=role.metrics)
         self._loads = TopicReader(role.settings, [CAPACITY], metrics=role.metrics)
+        self._lag = GroupOffsets(role.settings, "realtime-worker", REALTIME_REQUEST)
+        self._engines: list[EngineMetrics] = []
 
     async def on_start(self) -> None:
         """Learns which batches ended, and begins to offer credits. Raises KafkaBaseError."""
@@ -125,12 +142,7 @@ class BatchWorker(Service):
             self._clock,
             self._changed,
         )
-        await self._loads.start("end")
-        pools, changed = self.worker.pools, self._changed.set
-        self.gates = Gates(self._name, self._table, pools, self._clock, changed)
-        self.gates.tick()
-        self._beside.start(CapacityFollower(self._loads, self.gates.hear).run())
-        self._beside.start(self._tick())
+        await self._start_gates()
         await self._status.start("beginning")
         await self._catch_up()
         self._beside.start(self._follow())
@@ -144,6 +156,9 @@ class BatchWorker(Service):
         await self._renderer.stop()
         await self._status.stop()
         await self._loads.stop()
+        await self._lag.stop()
+        for engine in self._engines:
+            await engine.close()
 
     async def consume(self, records: AsyncIterator[Consumed]) -> None:
         """Takes slices as they come; waits only where far more is held than credits allow."""
@@ -202,10 +217,36 @@ class BatchWorker(Service):
             await self._role.producer.send(CAPACITY, load.worker, load)
             self._meter.published(load)
 
+    async def _start_gates(self) -> None:
+        pools, changed = self.worker.pools, self._changed.set
+        self.gates = gates = Gates(self._name, self._table, pools, self._clock, changed)
+        if not gates.by_pool:
+            return
+        await self._loads.start("end")
+        await self._lag.start()
+        gates.tick()
+        self._beside.start(CapacityFollower(self._loads, gates.hear).run())
+        self._beside.start(LagReader(self._lag, gates.hear_lag).run())
+        for url, names in _engine_pages(self._table).items():
+            engine = HTTPEngineMetrics(url)
+            self._engines.append(engine)
+            hear = partial(gates.hear_engine, names)
+            reader = EngineReader(url, engine, hear, gates.now_s, gates.pause_s)
+            self._beside.start(reader.run())
+        self._beside.start(self._tick())
+        self._beside.start(self._show())
+
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
             self.gates.tick()
+
+    async def _show(self) -> None:
+        meter = GateMeter(self._role.metrics)
+        while True:
+            for gate in self.gates.by_pool.values():
+                meter.show(gate)
+            await asyncio.sleep(_SHOW_S)
 
     async def _catch_up(self) -> None:
         follower = StatusFollower(self._status, self._clock, self.worker.end, self.worker.runs)
@@ -240,6 +281,15 @@ def _clients(table: UpstreamTable, environment: Mapping[str, str]) -> dict[str, 
         name: HTTPInferenceClient(table.upstreams[name], count, environment)
         for name, count in connections.items()
     }
+
+
+def _engine_pages(table: UpstreamTable) -> dict[str, list[str]]:
+    """The pools that each page speaks of."""
+    pages: dict[str, list[str]] = {}
+    for pool in table.pools.values():
+        if pool.yields is not None and pool.yields.metrics_url is not None:
+            pages.setdefault(pool.yields.metrics_url, []).append(pool.name)
+    return pages
 
 
 def main(settings: Settings) -> int:

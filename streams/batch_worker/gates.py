@@ -21,7 +21,7 @@ from streams.batch_worker.pool import Pool
 from streams.batch_worker.pool_gate import PoolGate
 from streams.batch_worker.signals.capacity import Load
 from streams.domain.clock import Clock
-from streams.domain.gate.signals import EngineLoad, QueueLoad
+from streams.domain.gate.signals import STALE_AFTER_S, EngineLoad, QueueLoad
 from streams.domain.upstreams import UpstreamTable, templates_pool
 
 log = structlog.get_logger(__name__)
@@ -30,6 +30,8 @@ log = structlog.get_logger(__name__)
 TICK_S = 0.1
 #: A clock that was set back by more than this makes all that was learnt worthless.
 _SET_BACK_S = 1.0
+#: Between two readings of an engine; its page costs it some milliseconds.
+_MIN_PAUSE_S, _MAX_PAUSE_S = 0.25, 0.75
 
 
 class Gates:
@@ -77,7 +79,9 @@ class Gates:
     def hear_lag(self, lag: int) -> None:
         """So many real-time requests wait in Kafka."""
         now_s = self._now()
-        oldest_s = max((w for at, w in self._waits_s.values() if now_s - at < 3.0), default=0.0)
+        oldest_s = max(
+            (w for at, w in self._waits_s.values() if now_s - at <= STALE_AFTER_S), default=0.0
+        )
         for gate in self.by_pool.values():
             gate.hear(QueueLoad(now_s, lag, oldest_s), now_s)
 
@@ -93,6 +97,11 @@ class Gates:
     def now_s(self) -> float:
         """The gates' time."""
         return self._now()
+
+    def pause_s(self) -> float:
+        """How long to wait between two readings of an engine, which all workers read."""
+        workers = max((gate.workers for gate in self.by_pool.values()), default=1)
+        return min(_MAX_PAUSE_S, _MIN_PAUSE_S * workers)
 
     def tick(self) -> None:
         """Asks every gate; to be called each TICK_S."""

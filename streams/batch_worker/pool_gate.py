@@ -67,6 +67,16 @@ class PoolGate:
         return self._pool.name
 
     @property
+    def part(self) -> int:
+        """Calls that this worker may have in flight."""
+        return self._pool.part
+
+    @property
+    def workers(self) -> int:
+        """Batch-workers that are there."""
+        return 1 + len(self._others)
+
+    @property
     def in_flight(self) -> int:
         """Calls of all workers, as far as is known."""
         return len(self._pool.calls) + sum(calls.in_flight for calls in self._others.values())
@@ -84,7 +94,10 @@ class PoolGate:
 
     def hear_engine(self, load: EngineLoad, siblings: int, now_s: float) -> None:
         """The engine's word; siblings: batch calls of other pools that it runs."""
-        self.gate.hear(replace(load, running=max(0, load.running - siblings)), now_s)
+        self.gate.batch_in_flight(self.in_flight, now_s)
+        # What can't be true must stay so.
+        running = load.running - min(siblings, max(0, load.running))
+        self.gate.hear(replace(load, running=running), now_s)
 
     def hear_worker(self, load: WorkerLoad, now_s: float) -> None:
         """Another batch-worker's load."""

@@ -1,0 +1,170 @@
+"""The readers of the gates' signals: each tells what it can, and what it can't grows old."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from schemas.records import RealtimeLoad, Record
+from schemas.topics import CAPACITY
+from streams.adapters.engine_metrics_fake import FakeEngineMetrics
+from streams.batch_worker.signals import engine as engine_module
+from streams.batch_worker.signals.capacity import CapacityFollower
+from streams.batch_worker.signals.engine import EngineReader
+from streams.batch_worker.signals.lag import LagReader
+from streams.domain.gate.signals import EngineLoad
+from streams.kafka.errors import BrokerUnreachable
+from streams.kafka.reader import ReadRecord
+from tests.support.gates import Site
+from tests.support.waiting import eventually
+
+LOAD = RealtimeLoad(worker="r", process="p", at_ms=1, in_flight=0, oldest_wait_ms=0, pools=())
+
+
+class Reads:
+    """A reader with these answers; after them it fails, or has nothing more."""
+
+    def __init__(self, *answers: list[Record | None] | Exception) -> None:
+        self._answers = list(answers)
+
+    async def poll(self, timeout_s: float = 0.2) -> list[ReadRecord]:
+        await asyncio.sleep(0)
+        if not self._answers:
+            await asyncio.sleep(60)
+        answer = self._answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return [ReadRecord(CAPACITY, 0, n, 0, "k", record) for n, record in enumerate(answer)]
+
+
+async def test_loads_are_passed_on_tombstones_are_not_and_a_failure_is_not_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("streams.batch_worker.signals.capacity._RETRY_S", 0.0)
+    heard: list[object] = []
+    reader = Reads([LOAD, None], BrokerUnreachable("gone"), [LOAD])
+    task = asyncio.create_task(CapacityFollower(reader, heard.append).run())
+    await eventually(lambda: heard == [LOAD, LOAD])
+    task.cancel()
+
+
+class FakeOffsets:
+    """Offsets that are set by hand."""
+
+    def __init__(self) -> None:
+        self.end: dict[int, int] = {}
+        self.done: dict[int, int] = {}
+        self.error: Exception | None = None
+        self.hangs = False
+
+    async def ends(self) -> Mapping[int, int]:
+        return dict(self.end)
+
+    async def committed(self) -> Mapping[int, int]:
+        if self.hangs:
+            await asyncio.sleep(60)
+        if self.error is not None:
+            raise self.error
+        return dict(self.done)
+
+
+async def test_requests_wait_that_were_there_a_period_ago_and_are_not_taken_yet() -> None:
+    offsets, heard = FakeOffsets(), list[int]()
+    reader = LagReader(offsets, heard.append)
+    steps: list[Any] = [
+        ({0: 5, 1: 7}, {0: 5, 1: 7}),
+        ({0: 9, 1: 7}, {0: 5, 1: 7}),
+        ({0: 12, 1: 7}, {0: 9, 1: 7}),
+        ({0: 20, 1: 9}, {0: 9, 1: 7}),
+        ({0: 20, 1: 9}, {0: 9, 1: 8}),
+    ]
+    for offsets.end, offsets.done in steps:
+        await reader.step()
+    assert heard == [0, 0, 0, 3, 12]
+
+
+async def test_a_group_that_has_committed_nothing_is_no_group() -> None:
+    offsets, heard = FakeOffsets(), list[int]()
+    reader = LagReader(offsets, heard.append)
+    offsets.end = {0: 500}
+    await reader.step()
+    await reader.step()
+    assert heard == [0, 0]
+
+
+async def test_a_lag_that_can_not_be_had_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.batch_worker.signals.lag.TIMEOUT_S", 0.01)
+    offsets, heard = FakeOffsets(), list[int]()
+    reader = LagReader(offsets, heard.append)
+    offsets.error = BrokerUnreachable("gone")
+    await reader.step()
+    offsets.error, offsets.hangs = None, True
+    await reader.step()
+    assert heard == []
+    offsets.hangs = False
+    await reader.step()
+    assert heard == [0]
+
+
+PAGE = "vllm:num_requests_running {}\nvllm:num_requests_waiting 0\n"
+
+
+async def test_an_engine_is_read_and_a_page_that_fails_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine_module, "SETTLE_S", 0.0)
+    engine, heard = FakeEngineMetrics(PAGE.format(3)), list[EngineLoad]()
+    reader = EngineReader("http://h", engine, heard.append, lambda: 7.0, lambda: 0.0)
+    await reader.step()
+    engine.page = None
+    await reader.step()
+    engine.page = PAGE.format("NaN")
+    task = asyncio.create_task(reader.run())
+    await eventually(lambda: len(heard) > 1)
+    task.cancel()
+    assert [(load.at_s, load.running) for load in heard[:2]] == [(7.0, 3), (7.0, -1)]
+
+
+def engine_says(site: Site, running: int, waiting: int = 0) -> None:
+    now_s = site.worker.gates.now_s()
+    site.worker.gates.hear_engine(["u"], EngineLoad(now_s, waiting, running))
+
+
+def test_calls_past_the_lane_are_yielded_to_by_the_engines_word_alone() -> None:
+    site = Site(metrics_url="http://h/metrics", abort=True)
+    for _ in range(30):
+        site.run(0.1)
+        engine_says(site, 0)
+    assert (site.worker.part, site.worker.reason) == (16, "silence")
+    for _ in range(10):
+        site.run(0.1)
+        engine_says(site, 40)
+    assert site.worker.part <= 4
+    for _ in range(50):
+        site.run(0.1)
+        engine_says(site, 0)
+    assert site.worker.part == 16
+
+
+def test_an_engine_that_was_promised_and_is_not_heard_means_the_floor() -> None:
+    site = Site(metrics_url="http://h/metrics")
+    site.run(3.0, lane=0)
+    assert (site.worker.part, site.worker.reason) == (2, "stale")
+    engine_says(site, 0)
+    site.run(1.0, lane=0)
+    assert site.worker.part == 16
+    engine_says(site, -1)
+    assert (site.worker.part, site.worker.reason) == (2, "invalid")
+
+
+def test_requests_that_wait_in_kafka_hold_batch_back() -> None:
+    site = Site()
+    site.run(3.0, lane=0)
+    site.worker.gates.hear_lag(7)
+    site.run(0.2, lane=0)
+    assert (site.worker.part, site.worker.reason) == (2, "queue")
+    site.run(4.0, lane=0)
+    assert site.worker.part == 16, "old news are none"
