@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import pairwise
 
 from schemas.records import DueLines
@@ -11,24 +11,28 @@ from streams.domain.dispatch.lane import BatchLines
 
 #: Entries of one pool; a load is published each second.
 MAX_ENTRIES = 16
-#: Counting goes through all batches, so it is done no more often than a load is published.
+#: Counting goes through all batches, so it is done no more often than a load is published; and
+#: with many of them less often, at a few microseconds each.
 PERIOD_MS = 1000
+_BATCHES_A_PERIOD = 2000
 
 
 class DueWork:
-    """What is due at each pool, counted at most once a period."""
+    """What is due at each pool, counted at most once a period: a second, or more with thousands."""
 
     def __init__(self) -> None:
         self._counted_at_ms: int | None = None
+        self._period_ms = PERIOD_MS
         self._due: Mapping[str, tuple[DueLines, ...]] = {}
 
     def at(
-        self, batches: Iterable[BatchLines], served: set[str], now_ms: int
+        self, batches: Collection[BatchLines], served: set[str], now_ms: int
     ) -> Mapping[str, tuple[DueLines, ...]]:
         """By pool. served: pools that workers serve now; a lane's lines are divided over those."""
         last = self._counted_at_ms
-        if last is None or not last <= now_ms < last + PERIOD_MS:
+        if last is None or not last <= now_ms < last + self._period_ms:
             self._counted_at_ms, self._due = now_ms, _count(batches, served, now_ms)
+            self._period_ms = max(PERIOD_MS, PERIOD_MS * len(batches) // _BATCHES_A_PERIOD)
         return self._due
 
 

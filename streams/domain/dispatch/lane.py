@@ -139,7 +139,7 @@ class Lane:
 
     def mean_cost(self) -> float:
         """What a line costs its tenant, by the first of those loaded; 1 while there are none."""
-        some = [line_cost(at) for at in islice(self.window, 16)]
+        some = [line_cost(at) for at in islice(self.window, 4)]
         return sum(some) / len(some) if some else 1.0
 
     def add_again(self, again: Again) -> None:

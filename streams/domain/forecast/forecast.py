@@ -80,7 +80,10 @@ class Forecaster:
             for lane, lines in zip(batch.lanes, batch.waiting(), strict=True)
         ]
         found = iter(ends([*lanes, *self._others(rates, now_ms)], rates))
-        return {batch.batch_id: max(next(found) for _ in batch.lanes) for batch in batches}
+        return {
+            batch.batch_id: max((next(found) for _ in batch.lanes), default=0.0)
+            for batch in batches
+        }
 
     def _rates(self, now_ms: int) -> dict[str, float]:
         promised = promised_rates(self._dispatcher.workers(now_ms))
@@ -88,7 +91,7 @@ class Forecaster:
             pool for b in self._dispatcher.batches() for lane in b.lanes for pool in lane.pools
         }
         measured = {pool: self._paces.rate(pool) for pool in pools}
-        return {p: r for p in pools if (r := measured[p] or promised.get(p)) is not None}
+        return {p: r for p in pools if (r := measured[p] or promised.get(p))}
 
     def _others(self, rates: dict[str, float], now_ms: int) -> Iterator[Waiting]:
         for pool in rates:
@@ -100,8 +103,7 @@ class Forecaster:
                     yield Waiting(name, (pool,), claim.lines / tenants)
 
     def _eta_ms(self, batch: BatchLines, released_in_s: float, now_ms: int) -> int | None:
-        known = (self._paces.sojourn_s(pool) for lane in batch.lanes for pool in lane.pools)
-        sojourn_s = max((s for s in known if s is not None), default=None)
+        sojourn_s = self._sojourn_s(batch)
         if math.isinf(released_in_s) or (released_in_s == 0 and sojourn_s is None):
             return None
         sojourn_ms = 1000 * (sojourn_s or 0.0)
@@ -110,6 +112,16 @@ class Forecaster:
         else:
             eta_ms = max(batch.released_at_ms + sojourn_ms, now_ms + _AT_LEAST * sojourn_ms)
         return max(now_ms + 1000, math.ceil(min(eta_ms, now_ms + HORIZON_MS)))
+
+    def _sojourn_s(self, batch: BatchLines) -> float | None:
+        """That of its slowest pool, as far as any is known."""
+        slowest: float | None = None
+        for lane in batch.lanes:
+            for pool in lane.pools:
+                sojourn_s = self._paces.sojourn_s(pool)
+                if sojourn_s is not None and (slowest is None or sojourn_s > slowest):
+                    slowest = sojourn_s
+        return slowest
 
 
 def _order(batch: BatchLines) -> tuple[int, int, int, str]:

@@ -20,6 +20,9 @@ from streams.domain.dispatch.flow import Seen
 MEMORY_S = 60.0
 #: A rate is told once it was measured over so many seconds.
 _ENOUGH_S = 3.0
+#: What was measured fades to this and no further: a pool that stands still for days is known to be
+#: slow, which is not the same as unknown, and nothing is ever divided by next to nothing.
+_LEAST = 1e-6
 #: Longer between two looks than this, and nobody looked: the time is left out.
 _LONGEST_LOOK_S = 30.0
 
@@ -54,9 +57,9 @@ class Paces:
             pool.last = now
 
     def rate(self, pool: str) -> float | None:
-        """Lines a second that the fleet does there; None if that is not known."""
+        """Lines a second that the fleet does there, above 0; None if that is not known."""
         known = self._pools.get(pool)
-        if known is None or known.seconds < _ENOUGH_S:
+        if known is None or known.seconds < _ENOUGH_S or not known.lines:
             return None
         return known.lines / known.seconds
 
@@ -79,8 +82,12 @@ def promised_rates(loads: Iterable[WorkerLoad]) -> dict[str, float]:
 def _measure(pool: _Pool, now: Seen, seconds: float) -> None:
     last, fade = pool.last, math.exp(-seconds / MEMORY_S)
     in_ = max(0, now.finished - last.finished)
-    pool.in_ = pool.in_ * fade + in_
+    pool.in_ = _faded(pool.in_, fade) + in_
     pool.out_seconds = pool.out_seconds * fade + seconds * (last.out + now.out) / 2
     if last.waits and now.waits:
-        pool.lines = pool.lines * fade + in_ / now.share
+        pool.lines = _faded(pool.lines, fade) + in_ / now.share
         pool.seconds = pool.seconds * fade + seconds
+
+
+def _faded(count: float, fade: float) -> float:
+    return max(count * fade, _LEAST) if count else 0.0
