@@ -114,7 +114,13 @@ def raw_line(batch: str, number: int, model: str = "m", pad: int = 0) -> bytes:
 class Lines:
     """Topics of one test, the processes on them, and everything that came out."""
 
-    def __init__(self, settings: Settings, folder: Path, upstreams: dict[str, str]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path,
+        upstreams: dict[str, str],
+        yields: dict[str, Any] | None = None,
+    ) -> None:
         """upstreams: name to base URL; each serves every model, eight calls at once."""
         self.settings = settings
         self.store = open_store(settings.resolved_store_url)
@@ -127,7 +133,13 @@ class Lines:
         self.loads: list[WorkerLoad] = []
         table = {
             "upstreams": [
-                {"name": name, "base_url": url, "models": ["*"], "max_in_flight": 8}
+                {
+                    "name": name,
+                    "base_url": url,
+                    "models": ["*"],
+                    "max_in_flight": 8,
+                    "yield": yields or {},
+                }
                 for name, url in upstreams.items()
             ]
         }
@@ -303,10 +315,13 @@ class Lines:
 
 @asynccontextmanager
 async def running_lines(
-    settings: Settings, folder: Path, upstreams: dict[str, str]
+    settings: Settings,
+    folder: Path,
+    upstreams: dict[str, str],
+    yields: dict[str, Any] | None = None,
 ) -> AsyncIterator[Lines]:
     """A started Lines; every process of it is killed at the end."""
-    lines = Lines(settings, folder, upstreams)
+    lines = Lines(settings, folder, upstreams, yields)
     try:
         await lines.start()
         yield lines
