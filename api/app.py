@@ -18,6 +18,7 @@ from api.cleanup import Cleanup
 from api.forecasts import Forecasts
 from api.gateway import GATEWAY, Gateway, Timeouts
 from api.log_port import LogIdentity, LogProducer, LogReader
+from api.partial import PartialOutputs
 from api.protocol import EnvelopeRunner
 from api.read_model.follower import Follower
 from api.read_model.prompt_queries import PromptQueries
@@ -139,6 +140,7 @@ async def assembled(
             upstreams=upstreams,
             lane=lane,
             forecasts=forecasts,
+            partial=PartialOutputs(object_store),
             timeouts=timeouts,
         )
         yield gateway, following

@@ -30,7 +30,6 @@ log = structlog.get_logger(__name__)
 
 _ROUND = 200
 _UPLOADS = "files/"
-_MANIFEST = ".manifest"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,17 +124,18 @@ class Cleanup:
 
     async def _remove_file(self, file: FileRecord) -> None:
         await self._gateway.store.delete(file.object.key)
-        await self._gateway.store.delete(file.object.key + _MANIFEST)
+        await self._gateway.store.delete(keys.manifest_of(file.object.key))
         await self._gateway.send(FILE, file.file_id, None)
         log.info("A file's bytes were removed.", action="file_removed", file_id=file.file_id)
 
     async def _remove_working_objects(self, batch: BatchSnapshot) -> None:
         # Output files end as files do, with their own records.
-        ids = (batch.output_file_id, batch.error_file_id)
-        kept = {keys.assembled(batch.batch_id, file_id) for file_id in ids if file_id}
+        ids = [found for found in (batch.output_file_id, batch.error_file_id) if found]
+        objects = await self._gateway.queries.object_keys(ids)
+        kept = objects | {keys.manifest_of(key) for key in objects}
         removed = 0
         async for info in self._gateway.store.list(keys.batch_prefix(batch.batch_id)):
-            if info.key.removesuffix(_MANIFEST) not in kept:
+            if info.key not in kept:
                 await self._gateway.store.delete(info.key)
                 removed += 1
         await self._gateway.rows.mark_cleaned(batch.batch_id)

@@ -20,6 +20,7 @@ from api.auth import Keyring
 from api.catalogue import ModelCatalogue
 from api.forecasts import Forecasts
 from api.log_port import LogProducer
+from api.partial import PartialOutputs
 from api.prompt_facts import PromptFacts
 from api.read_model.follower import Follower
 from api.read_model.prompt_queries import PromptQueries
@@ -87,6 +88,7 @@ class Gateway:
     upstreams: UpstreamTable
     lane: Lane
     forecasts: Forecasts
+    partial: PartialOutputs
     timeouts: Timeouts = Timeouts()
     #: Each upload holds a megabyte or two.
     uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_UPLOADS))

@@ -9,7 +9,9 @@ import msgspec
 from aiohttp import web
 
 from api.forecasts import Foreseen
+from api.partial import UNFINISHED
 from schemas.records import BatchError, BatchSnapshot, FileRecord
+from streams.domain.ids import error_file_id, output_file_id
 
 JSON = dict[str, Any]
 
@@ -57,14 +59,16 @@ def batch(snapshot: BatchSnapshot, foreseen: Foreseen) -> JSON:
             "total_tokens": usage.input_tokens + usage.output_tokens,
         },
         "metadata": snapshot.metadata or None,
-        # These are ours: what is foreseen, what live control shows, and the versions of stored
-        # prompts that its lines use, for ever.
+        # These are ours: what is foreseen, what live control shows, where files can be read before
+        # they are whole, and the versions of stored prompts that its lines use, for ever.
         "eta": foreseen.eta,
         "at_risk": foreseen.at_risk,
         "queue_position": foreseen.queue_position,
         "queued": foreseen.queued,
         "priority": snapshot.priority,
         "paused_at": _seconds(snapshot.paused_at_ms),
+        **_partial_files(snapshot),
+        "origin_batch_id": snapshot.origin_batch_id,
         "prompts": [
             {"slug": p.slug, "version": p.version, "lines": p.lines} for p in snapshot.prompts
         ],
@@ -97,6 +101,15 @@ def page(data: Sequence[JSON], *, has_more: bool) -> JSON:
         "first_id": data[0]["id"] if data else None,
         "last_id": data[-1]["id"] if data else None,
         "has_more": has_more,
+    }
+
+
+def _partial_files(snapshot: BatchSnapshot) -> JSON:
+    """The ids under which what is there of the files can be read while they are not whole."""
+    there = snapshot.status in UNFINISHED and snapshot.accepted_prefix > 0
+    return {
+        "partial_output_file_id": output_file_id(snapshot.batch_id) if there else None,
+        "partial_error_file_id": error_file_id(snapshot.batch_id) if there else None,
     }
 
 

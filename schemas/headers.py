@@ -1,4 +1,7 @@
-"""Kafka headers of ours. A dead-lettered record keeps key, value and headers and gains these."""
+"""Headers of ours, on Kafka records and on HTTP answers.
+
+A dead-lettered record keeps key, value and headers and gains those of the DLQ.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,10 @@ DLQ_OFFSET = "backhaul-dlq-offset"
 
 #: On every record of a table's changelog: the offset of the event that the change follows from.
 ROW_WATERMARK = "backhaul-row-watermark"
+
+#: On HTTP answers with the beginning of a running batch's file: how many lines of the input file
+#: it is the results of. An answer without it has the whole file.
+PARTIAL_LINES = "Backhaul-Partial-Lines"
 
 
 class DLQReason(StrEnum):

@@ -141,6 +141,15 @@ class Queries:
             known.update(row[0] for row in rows)
         return set(file_ids) - known
 
+    async def object_keys(self, file_ids: Sequence[str]) -> set[str]:
+        """Where the bytes of these files lie, as far as they are there."""
+        rows = await self._all(
+            "SELECT object_key FROM files WHERE gone_ms IS NULL AND file_id IN "  # noqa: S608
+            f"({','.join('?' * len(file_ids))})",
+            file_ids,
+        )
+        return {row[0] for row in rows}
+
     async def _all(self, sql: str, parameters: Iterable[Any]) -> list[Any]:
         return list(await self._connection.execute_fetchall(sql, parameters))
 

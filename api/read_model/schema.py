@@ -160,6 +160,7 @@ def from_create(create: BatchCreate) -> BatchSnapshot:
         completed=0,
         failed=0,
         priority=create.priority,
+        origin_batch_id=create.origin_batch_id,
         commands=(create.command_id,),
     )
 

@@ -167,3 +167,5 @@ class BatchSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     paused_at_ms: int | None = None
     commands: tuple[str, ...] = ()
     estimated_input_tokens: int = 0
+    origin_batch_id: str | None = None
+    accepted_prefix: int = 0

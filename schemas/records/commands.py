@@ -24,6 +24,7 @@ class BatchCreate(msgspec.Struct, frozen=True, kw_only=True):
     output_expires_after_s: int | None = None
     request_hash: str
     priority: int = 0
+    origin_batch_id: str | None = None
 
 
 class BatchCancel(msgspec.Struct, frozen=True, kw_only=True):

@@ -68,3 +68,4 @@ class BatchRow(msgspec.Struct, frozen=True, kw_only=True):
     unused_variables: int = 0
     priority: int = 0
     paused_at_ms: int | None = None
+    origin_batch_id: str | None = None

@@ -16,6 +16,7 @@ import zlib
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 from msgspec import Raw
@@ -105,7 +106,7 @@ class Accepted:
             raise AssemblyError("the task's bitmap is damaged") from error
         self._total = task.total
 
-    def __contains__(self, line: int) -> bool:
+    def __contains__(self, line: int, /) -> bool:
         byte = line >> 3
         return (
             line < self._total
@@ -114,10 +115,16 @@ class Accepted:
         )
 
 
+class Lines(Protocol):
+    """A set of line numbers."""
+
+    def __contains__(self, line: int, /) -> bool: ...
+
+
 class Winners:
     """For each counted line the copy that wins, among the segments added so far, in any order."""
 
-    def __init__(self, total: int, accepted: Accepted) -> None:
+    def __init__(self, total: int, accepted: Lines) -> None:
         self.total = total
         self.accepted = accepted
         self._done_offset = array("Q", [_NO_OFFSET]) * total
@@ -142,6 +149,13 @@ class Winners:
         """Whether the winning copy goes to the output file; False also where there is none."""
         return bool(self._completed[line])
 
+    def span(self, line: int) -> Span | None:
+        """Where the winning copy lies; None where there is none."""
+        if self._done_offset[line] == _NO_OFFSET:
+            return None
+        # With its newline, which a whole line in a whole segment has.
+        return Span(line, self._segment[line], self._start[line], self._length[line] + 1)
+
     def windows(self) -> Iterator[Window]:
         """All lines, in order, in pieces of bounded size."""
         first = 0
@@ -155,13 +169,12 @@ class Winners:
         size = 0
         line = first
         while line < min(self.total, first + WINDOW_LINES) and size < WINDOW_BYTES:
-            if self._done_offset[line] != _NO_OFFSET:
-                # With its newline, which a whole line in a whole segment has.
-                length = self._length[line] + 1
-                if spans and size + length > WINDOW_BYTES:
+            span = self.span(line)
+            if span is not None:
+                if spans and size + span.length > WINDOW_BYTES:
                     break
-                spans.append(Span(line, self._segment[line], self._start[line], length))
-                size += length
+                spans.append(span)
+                size += span.length
             line += 1
         return Window(first, line, tuple(spans))
 

@@ -7,14 +7,42 @@ from uuid import UUID
 
 import uuid_utils
 
+#: What ids of batches' files begin with. An uploaded file's id has no second dash.
+_OUTPUT = "file-output-"
+_ERROR = "file-error-"
+
 
 def _fresh() -> str:
     return uuid_utils.uuid7().hex
 
 
 def new_file_id() -> str:
-    """An id for an uploaded or assembled file."""
+    """An id for an uploaded file."""
     return f"file-{_fresh()}"
+
+
+def output_file_id(batch_id: str) -> str:
+    """The id of a batch's output file, known before the file is there."""
+    return f"{_OUTPUT}{batch_id}"
+
+
+def error_file_id(batch_id: str) -> str:
+    """The id of a batch's error file, known before the file is there."""
+    return f"{_ERROR}{batch_id}"
+
+
+def batch_of_file(file_id: str) -> tuple[str, bool] | None:
+    """The batch whose output file (True) or error file (False) has this id; None for others."""
+    if file_id.startswith(_OUTPUT):
+        return file_id.removeprefix(_OUTPUT), True
+    if file_id.startswith(_ERROR):
+        return file_id.removeprefix(_ERROR), False
+    return None
+
+
+def new_object_id() -> str:
+    """The last part of the key of an object that an assembly attempt writes."""
+    return _fresh()
 
 
 def idempotent_file_id(tenant: str, key: str, request_hash: str) -> str:

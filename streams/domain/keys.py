@@ -4,7 +4,7 @@
     batches/<batch id>/plan/<unique>               the plan (domain.plan)
     batches/<batch id>/claims/<unique>             a rendered outcome above the claim-check limit
     batches/<batch id>/segments/<unique>           packed outcomes (domain.segment)
-    batches/<batch id>/assembled/<file id>         an output or error file, and its manifest
+    batches/<batch id>/assembled/<unique>          an output or error file, and its manifest
 
 Every attempt writes under a new unique name; nothing is ever overwritten. What lies under
 `batches/<batch id>/` and is no live file's object goes when the clean-up finds the batch ended.
@@ -43,6 +43,11 @@ def segment(batch_id: str, unique: str) -> str:
     return f"{segments_prefix(batch_id)}{unique}"
 
 
-def assembled(batch_id: str, file_id: str) -> str:
-    """An output or error file as assembly wrote it, or `<file id>.manifest`."""
-    return f"{batch_prefix(batch_id)}assembled/{file_id}"
+def assembled(batch_id: str, unique: str) -> str:
+    """An output or error file as one attempt at assembly wrote it."""
+    return f"{batch_prefix(batch_id)}assembled/{unique}"
+
+
+def manifest_of(assembled_key: str) -> str:
+    """The manifest beside an assembled file."""
+    return f"{assembled_key}.manifest"

@@ -15,6 +15,7 @@ from schemas.records import ChunkRow, CollectedLine, OpenRetry, OutcomeKind, Usa
 #: Lines of one chunk. A row of 512 is about 150 bytes: small enough to write after every event.
 CHUNK_LINES = 512
 _BITMAP_BYTES = CHUNK_LINES // 8
+_FULL = (1 << CHUNK_LINES) - 1
 _NO_RETRIES: Mapping[int, OpenRetry] = {}
 _NO_USAGE = Usage()
 
@@ -135,6 +136,19 @@ def total(ledgers: Iterable[Ledger]) -> Counts:
     for ledger in ledgers:
         counts = counts.plus(ledger.counts)
     return counts
+
+
+def accepted_prefix(ledgers: Mapping[int, Ledger], known: int = 0) -> int:
+    """How many lines are accepted before the first one that is not.
+
+    known: what it was before; lines are never taken back, so counting goes on from there.
+    """
+    chunk = chunk_of(known)
+    while (ledger := ledgers.get(chunk)) is not None and ledger.accepted == _FULL:
+        chunk += 1
+    bits = 0 if ledger is None else ledger.accepted
+    # The lowest zero bit: all ones below it are the chunk's own prefix.
+    return chunk * CHUNK_LINES + (~bits & (bits + 1)).bit_length() - 1
 
 
 def packed_bitmap(ledgers: Mapping[int, Ledger], lines: int) -> bytes:

@@ -21,10 +21,11 @@ from streams.domain.assembly import Accepted, Span, Tally, Window, Winners
 from streams.domain.outcome.render import NO_CUSTOM_ID
 from streams.domain.plan import PlanError, read_header, read_rows, rows_range
 from streams.file_worker.patience import Patience
-from streams.file_worker.reading import Reader, Source
+from streams.file_worker.reading import PatientRanges
 from streams.file_worker.writing import Files
 from streams.kafka.failpoint import reach
 from streams.ports.object_store import ObjectStore, ObjectStoreError
+from streams.segments.reading import SegmentReader, Source
 
 log = structlog.get_logger(__name__)
 
@@ -62,9 +63,10 @@ class AssemblyRunner:
             self._event(task), output=output, error=error, manifest=manifest, lost=tally.lost
         )
 
-    def _reader(self, task: AssembleTask) -> Reader:
+    def _reader(self, task: AssembleTask) -> SegmentReader:
         witnesses = [ref.key for ref in (task.plan, task.input) if ref is not None]
-        return Reader(self._store, self._patience, task.batch_id, witnesses)
+        ranges = PatientRanges(self._store, self._patience, task.batch_id, witnesses)
+        return SegmentReader(self._store, ranges)
 
     def _report(self, task: AssembleTask, tally: Tally, agrees: bool) -> None:
         if tally.lost:
@@ -100,7 +102,7 @@ class AssemblyRunner:
 class _Attempt:
     """One pass over all lines of a batch."""
 
-    def __init__(self, task: AssembleTask, reader: Reader, files: Files) -> None:
+    def __init__(self, task: AssembleTask, reader: SegmentReader, files: Files) -> None:
         self._task = task
         self._reader = reader
         self._files = files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Callable
 from types import TracebackType
 
 import msgspec
@@ -33,9 +34,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 class _File:
     """One file being written; its object is begun with the first bytes."""
 
-    def __init__(self, store: ObjectStore, batch_id: str) -> None:
-        self.file_id = ids.new_file_id()
-        self.key = keys.assembled(batch_id, self.file_id)
+    def __init__(self, store: ObjectStore, batch_id: str, file_id: str) -> None:
+        self.file_id = file_id
+        # Other attempts write a file of the same id: each has an object of its own.
+        self.key = keys.assembled(batch_id, ids.new_object_id())
         self._writer = store.writer(self.key)
         self._sha256 = hashlib.sha256()
         self._size = 0
@@ -71,13 +73,13 @@ class Files:
     async def write_output(self, data: bytes) -> None:
         """Appends whole lines to the output file."""
         if data:
-            self._output = self._output or _File(self._store, self._task.batch_id)
+            self._output = self._output or self._begun(ids.output_file_id)
             await self._output.write(data)
 
     async def write_error(self, data: bytes) -> None:
         """Appends whole lines to the error file."""
         if data:
-            self._error = self._error or _File(self._store, self._task.batch_id)
+            self._error = self._error or self._begun(ids.error_file_id)
             await self._error.write(data)
 
     async def publish(
@@ -108,6 +110,10 @@ class Files:
             # Where the store can't even delete, the clean-up finds the object later.
             with contextlib.suppress(ObjectStoreError):
                 await self._store.delete(key)
+
+    def _begun(self, id_of: Callable[[str], str]) -> _File:
+        batch_id = self._task.batch_id
+        return _File(self._store, batch_id, id_of(batch_id))
 
     async def _finish(self, file: _File | None, lines: int) -> AssembledFile | None:
         if file is None:
@@ -142,7 +148,7 @@ class Files:
             written_at_ms=at_ms,
         )
         data = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
-        key = keys.assembled(self._task.batch_id, f"{named.file_id}.manifest")
+        key = keys.manifest_of(named.object.key)
         self._stored.append(key)
         await self._store.put(key, data)
         return ObjectRef(key=key, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())

@@ -102,19 +102,35 @@ async def test_a_live_batch_keeps_its_input_until_it_ends(cleaned: Cleaned, how:
     assert cleaned.objects == set()
 
 
+async def _record_output(cleaned: Cleaned, batch_id: str, key: str) -> None:
+    """The file 'file-out', as the controller records it."""
+    record = FileRecord(
+        file_id="file-out",
+        tenant="acme",
+        object=ObjectRef(key=key, size_bytes=3),
+        filename=f"{batch_id}_output.jsonl",
+        purpose="batch_output",
+        created_at_ms=cleaned.clock.now_ms(),
+        batch_id=batch_id,
+    )
+    await cleaned.gateway.gateway.publish(FILE, "file-out", record)
+
+
 async def test_an_ended_batchs_working_objects_go_and_its_output_stays(cleaned: Cleaned) -> None:
     batch_id = await cleaned.gateway.create()
     store = cleaned.gateway.store
-    output = keys.assembled(batch_id, "file-out")
+    output = keys.assembled(batch_id, "attempt-2")
     kept = {output, output + ".manifest", keys.plan("batch_other", "p")}
     working = {
         keys.plan(batch_id, "p1"),
         keys.claim(batch_id, "c1"),
         keys.segment(batch_id, "s1"),
-        keys.assembled(batch_id, "file-of-a-lost-attempt"),
+        keys.assembled(batch_id, "attempt-1"),
+        keys.manifest_of(keys.assembled(batch_id, "attempt-1")),
     }
     for key in kept | working:
         await store.put(key, b"x")
+    await _record_output(cleaned, batch_id, output)
     await cleaned.pass_after(TIMES.grace_s * 2)
     assert cleaned.objects == kept | working
     await cleaned.end_batch(batch_id, output_file_id="file-out")
@@ -131,16 +147,7 @@ async def test_an_output_file_that_was_deleted_takes_its_manifest_with_it(
     key = keys.assembled(batch_id, "file-out")
     await cleaned.gateway.store.put(key, b"{}\n")
     await cleaned.gateway.store.put(key + ".manifest", b"{}")
-    record = FileRecord(
-        file_id="file-out",
-        tenant="acme",
-        object=ObjectRef(key=key, size_bytes=3),
-        filename=f"{batch_id}_output.jsonl",
-        purpose="batch_output",
-        created_at_ms=cleaned.clock.now_ms(),
-        batch_id=batch_id,
-    )
-    await cleaned.gateway.gateway.publish(FILE, "file-out", record)
+    await _record_output(cleaned, batch_id, key)
     await cleaned.end_batch(batch_id, output_file_id="file-out")
     client = cleaned.gateway.client()
     assert (await client.files.content("file-out")).text == "{}\n"

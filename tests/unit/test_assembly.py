@@ -23,7 +23,7 @@ from streams.domain.plan import PlanBuilder
 from streams.domain.segment import RenderedLine
 from streams.file_worker.assemble import AssemblyRunner
 from streams.file_worker.patience import Patience
-from streams.file_worker.reading import READS_AT_ONCE
+from streams.segments.reading import READS_AT_ONCE
 
 _BATCH = "batch_1"
 _COMPLETED, _FAILED = OutcomeKind.COMPLETED, OutcomeKind.FAILED
@@ -298,7 +298,8 @@ async def test_two_attempts_write_under_different_names() -> None:
     batch.segment("1", _copy(0, 1))
     batch.count(_COMPLETED, 0)
     first, second = await batch.assemble(), await batch.assemble()
-    assert first.event.output.file_id != second.event.output.file_id
+    assert first.event.output.object.key != second.event.output.object.key
+    assert first.event.output.file_id == second.event.output.file_id
     assert first.output == second.output
 
 

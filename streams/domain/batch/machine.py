@@ -56,7 +56,7 @@ from streams.domain.batch.effects import (
     SendTask,
 )
 from streams.domain.batch.files import output_files
-from streams.domain.batch.row import snapshot_of
+from streams.domain.batch.row import prefix_of, snapshot_of
 from streams.domain.batch.state import (
     Batch,
     Cancelling,
@@ -76,7 +76,7 @@ from streams.domain.batch.tasks import (
     intake_task,
     usable_input,
 )
-from streams.domain.ledger import Counts, Ledger
+from streams.domain.ledger import Counts, Ledger, accepted_prefix
 from streams.domain.ledger import total as sum_of
 
 Event = (
@@ -258,6 +258,7 @@ def _start_lines(batch: Validating, chunks: Chunks, event: BatchValidated, offse
         commands=batch.commands,
         work=work,
         counts=counts,
+        accepted_prefix=accepted_prefix(chunks),
         paused_at_ms=batch.paused_at_ms,
     )
     if _all_in(started, chunks, offset):
@@ -267,10 +268,13 @@ def _start_lines(batch: Validating, chunks: Chunks, event: BatchValidated, offse
 
 def _collect_lines(batch: InProgress, chunks: Chunks, event: SegmentWritten, offset: int) -> Folded:
     collected = collect(batch, chunks, event, offset)
-    after = replace(
-        batch, watermark=max(batch.watermark, offset), counts=batch.counts.plus(collected.gained)
-    )
     ledgers = {**chunks, **collected.chunks}
+    after = replace(
+        batch,
+        watermark=max(batch.watermark, offset),
+        counts=batch.counts.plus(collected.gained),
+        accepted_prefix=accepted_prefix(ledgers, batch.accepted_prefix),
+    )
     if offset > batch.watermark and _all_in(after, ledgers, offset):
         ended = _finalize(after, ledgers, AssembleReason.COMPLETED, event.at_ms, offset)
         return Folded(ended.batch, collected.chunks, collected.bill + ended.effects)
@@ -287,6 +291,7 @@ def _finalize(
         commands=batch.commands,
         work=batch.work,
         frozen=batch.counts,
+        accepted_prefix=batch.accepted_prefix,
         reason=reason,
         finalizing_at_ms=event_time(at_ms, batch.request),
     )
@@ -385,6 +390,7 @@ def _cancelling(
         commands=remember(batch.commands, cancel.command_id),
         work=work,
         frozen=frozen,
+        accepted_prefix=prefix_of(batch),
         reason=reason,
         finalizing_at_ms=finalizing_at_ms,
         cancelling_at_ms=event_time(cancel.at_ms, batch.request),

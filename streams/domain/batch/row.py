@@ -17,7 +17,7 @@ from streams.domain.batch.state import (
     Validating,
     Work,
 )
-from streams.domain.ledger import Counts, Ledger
+from streams.domain.ledger import Counts, Ledger, accepted_prefix
 from streams.domain.ledger import total as sum_of
 
 #: The timestamp that goes with each way to end.
@@ -92,6 +92,11 @@ def work_of(batch: Batch) -> Work | None:
     return None if isinstance(batch, Validating) else batch.work
 
 
+def prefix_of(batch: Batch) -> int:
+    """Lines that are in before the first one that is not, while the files are not there yet."""
+    return 0 if isinstance(batch, Validating | Ended) else batch.accepted_prefix
+
+
 def snapshot_of(batch: Batch) -> BatchSnapshot:
     """The whole batch as callers see it."""
     request, work, counts = batch.request, work_of(batch), counts_of(batch)
@@ -123,6 +128,8 @@ def snapshot_of(batch: Batch) -> BatchSnapshot:
         paused_at_ms=paused_at(batch),
         commands=() if ended else batch.commands,
         estimated_input_tokens=work.estimated_input_tokens if work else 0,
+        origin_batch_id=request.origin_batch_id,
+        accepted_prefix=prefix_of(batch),
         in_progress_at_ms=times.get("in_progress_at_ms"),
         finalizing_at_ms=times.get("finalizing_at_ms"),
         completed_at_ms=times.get("completed_at_ms"),
@@ -161,6 +168,7 @@ def to_row(batch: Batch) -> BatchRow:
         unused_variables=work.unused_variables if work else 0,
         priority=batch.terms.priority,
         paused_at_ms=paused_at(batch),
+        origin_batch_id=request.origin_batch_id,
         errors=(),
         output_file_id=ended.output_file_id if ended else None,
         error_file_id=ended.error_file_id if ended else None,
@@ -199,6 +207,7 @@ def from_row(row: BatchRow, chunks: Mapping[int, Ledger]) -> Batch:
                 **common,
                 work=work,
                 counts=sum_of(chunks.values()),
+                accepted_prefix=accepted_prefix(chunks),
                 paused_at_ms=row.paused_at_ms,
             )
         case BatchStatus.FINALIZING if work and row.finalizing_at_ms is not None:
@@ -206,6 +215,7 @@ def from_row(row: BatchRow, chunks: Mapping[int, Ledger]) -> Batch:
                 **common,
                 work=work,
                 frozen=frozen,
+                accepted_prefix=accepted_prefix(chunks),
                 reason=row.reason,
                 finalizing_at_ms=row.finalizing_at_ms,
             )
@@ -214,6 +224,7 @@ def from_row(row: BatchRow, chunks: Mapping[int, Ledger]) -> Batch:
                 **common,
                 work=work,
                 frozen=frozen,
+                accepted_prefix=accepted_prefix(chunks),
                 reason=row.reason,
                 finalizing_at_ms=row.finalizing_at_ms,
                 cancelling_at_ms=row.cancelling_at_ms,
@@ -246,6 +257,7 @@ def _request(row: BatchRow) -> Request:
         metadata=row.metadata,
         output_expires_after_s=row.output_expires_after_s,
         request_hash=row.request_hash,
+        origin_batch_id=row.origin_batch_id,
     )
 
 

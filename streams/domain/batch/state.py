@@ -29,6 +29,7 @@ class Request:
     metadata: dict[str, str]
     output_expires_after_s: int | None
     request_hash: str
+    origin_batch_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,11 +86,13 @@ class Validating(_State):
 class InProgress(_State):
     """Lines run. counts: the sums over the batch's chunks.
 
-    paused_at_ms: since when no new line is released, if the batch is paused.
+    accepted_prefix: lines that are in before the first one that is not. paused_at_ms: since when
+    no new line is released, if the batch is paused.
     """
 
     work: Work
     counts: Counts
+    accepted_prefix: int = 0
     paused_at_ms: int | None = None
 
 
@@ -99,6 +102,7 @@ class Finalizing(_State):
 
     work: Work
     frozen: Counts
+    accepted_prefix: int = 0
     reason: AssembleReason
     finalizing_at_ms: int
 
@@ -109,6 +113,7 @@ class Cancelling(_State):
 
     work: Work | None
     frozen: Counts
+    accepted_prefix: int = 0
     reason: AssembleReason
     finalizing_at_ms: int | None
     cancelling_at_ms: int
@@ -150,6 +155,7 @@ def request_of(create: BatchCreate) -> Request:
         metadata=create.metadata,
         output_expires_after_s=create.output_expires_after_s,
         request_hash=create.request_hash,
+        origin_batch_id=create.origin_batch_id,
     )
 
 
