@@ -301,6 +301,18 @@ BATCHES_ENDED = Metric(
     ("status",),
 )
 
+BATCHES_AT_RISK = Metric(
+    "backhaul_batches_at_risk",
+    MetricKind.GAUGE,
+    "Running batches of this controller that will not be done when their windows end, as things "
+    "are now: more workers or upstreams, or a later end, would save them.",
+)
+BATCHES_QUEUED = Metric(
+    "backhaul_batches_queued",
+    MetricKind.GAUGE,
+    "Running batches of this controller that wait until their tenant's limits leave room.",
+)
+
 # Billing
 PRICE_BOOK_BAD = Metric(
     "backhaul_price_book_bad",
@@ -312,6 +324,8 @@ METRICS: tuple[Metric, ...] = (
     EVENTS_FOLDED,
     LINES_ACCEPTED,
     BATCHES_ENDED,
+    BATCHES_AT_RISK,
+    BATCHES_QUEUED,
     READY,
     RECORDS_CONSUMED,
     RECORDS_PRODUCED,

@@ -145,6 +145,7 @@ class Controller(Service):
                 role.producer,
                 role.fence,
                 self._clock,
+                self._meter.foresaw,
                 role.crash,
             ),
             new_windows=lambda: Windows(self._books, role.producer, self._clock),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from schemas.records import BatchForecast, BatchForecasts
 from streams.domain.dispatch.dispatcher import Dispatcher
 from streams.domain.enqueued.tenants import Tenants
-from streams.domain.forecast.forecast import Forecaster
+from streams.domain.forecast.forecast import Forecaster, Outlook
 from streams.domain.forecast.news import News
+
+Foresaw = Callable[[Sequence[Outlook]], None]
 
 #: How often the pools are measured, and at most how often the batches are foreseen.
 _LOOK_MS = 1000
@@ -23,7 +25,11 @@ _AT_ONCE = 500
 class Forecasts:
     """When to foresee what; whoever asks sends it."""
 
-    def __init__(self, controller: str, dispatcher: Dispatcher, tenants: Tenants) -> None:
+    def __init__(
+        self, controller: str, dispatcher: Dispatcher, tenants: Tenants, foresaw: Foresaw
+    ) -> None:
+        """foresaw: called with all that is foreseen, told or not."""
+        self._foresaw = foresaw
         self._controller = controller
         self._tenants = tenants
         self._forecaster = Forecaster(dispatcher)
@@ -40,7 +46,9 @@ class Forecasts:
             return []
         began = time.perf_counter()
         positions = self._tenants.positions(now_ms)
-        news = self._news.pick(self._forecaster.outlooks(positions, now_ms), now_ms)
+        outlooks = self._forecaster.outlooks(positions, now_ms)
+        self._foresaw(outlooks)
+        news = self._news.pick(outlooks, now_ms)
         took_ms = 1000 * (time.perf_counter() - began)
         self._foresee_at_ms = now_ms + max(_FORESEE_MS, round(took_ms / _PART))
         return list(self._records(news, now_ms))

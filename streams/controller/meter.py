@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from schemas.metrics import BATCHES_ENDED, EVENTS_FOLDED, LINES_ACCEPTED, Metrics
+from collections.abc import Sequence
+
+from schemas.metrics import (
+    BATCHES_AT_RISK,
+    BATCHES_ENDED,
+    BATCHES_QUEUED,
+    EVENTS_FOLDED,
+    LINES_ACCEPTED,
+    Metrics,
+)
 from schemas.records import BatchStatus
 from streams.controller.log import Step
 from streams.domain.batch.effects import PublishSnapshot, RecordUsage
+from streams.domain.forecast.forecast import Outlook
 
 _FINAL = frozenset(
     {BatchStatus.COMPLETED, BatchStatus.FAILED, BatchStatus.EXPIRED, BatchStatus.CANCELLED}
@@ -20,6 +30,8 @@ class ControllerMeter:
         self._completed = metrics.counter(LINES_ACCEPTED).labels("completed")
         self._failed = metrics.counter(LINES_ACCEPTED).labels("failed")
         self._ended = metrics.counter(BATCHES_ENDED)
+        self._at_risk = metrics.gauge(BATCHES_AT_RISK)
+        self._queued = metrics.gauge(BATCHES_QUEUED)
 
     def stepped(self, step: Step) -> None:
         """This step is done."""
@@ -31,3 +43,8 @@ class ControllerMeter:
                 self._failed.inc(len(effect.usage.lines) - completed)
             elif isinstance(effect, PublishSnapshot) and effect.snapshot.status in _FINAL:
                 self._ended.labels(effect.snapshot.status.value).inc()
+
+    def foresaw(self, outlooks: Sequence[Outlook]) -> None:
+        """This is foreseen for all of this process's batches."""
+        self._at_risk.set(sum(outlook.at_risk for outlook in outlooks))
+        self._queued.set(sum(outlook.queued for outlook in outlooks))

@@ -17,7 +17,7 @@ from schemas.records import BatchForecasts, ControllerLoad, OpenRetry, ReadyLine
 from schemas.topics import BATCH_FORECAST, CAPACITY, LINE_READY, Topic
 from streams.background import Tasks
 from streams.controller.books import Books
-from streams.controller.forecasts import Forecasts
+from streams.controller.forecasts import Forecasts, Foresaw
 from streams.controller.input_lines import InputLines, Source
 from streams.controller.loads import Load
 from streams.controller.log import LineEffect
@@ -70,6 +70,7 @@ class Releaser:
         sender: Sender,
         guard: Guard,
         clock: Clock,
+        foresaw: Foresaw,
         broken: Callable[[BaseException], None],
     ) -> None:
         self._controller = controller
@@ -81,7 +82,8 @@ class Releaser:
         self._clock = clock
         self._dispatcher = Dispatcher(controller)
         self._tenants = tenants
-        self._forecasts = Forecasts(controller, self._dispatcher, tenants)
+        self._forecasts = Forecasts(controller, self._dispatcher, tenants, foresaw)
+        self._foresaw = foresaw
         self._running: dict[str, _Running] = {}
         self._failures: Counter[str] = Counter()
         self._wake = asyncio.Event()
@@ -155,6 +157,7 @@ class Releaser:
         """The assignment has ended: nothing more is sent from this moment on."""
         self._live = False
         self._wake.set()
+        self._foresaw(())
         await self._tasks.stop(_STOP_S)
 
     async def _sleep(self) -> None:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from schemas.metrics import BATCHES_ENDED, EVENTS_FOLDED, LINES_ACCEPTED, Metrics
+from schemas.metrics import (
+    BATCHES_AT_RISK,
+    BATCHES_ENDED,
+    BATCHES_QUEUED,
+    EVENTS_FOLDED,
+    LINES_ACCEPTED,
+    Metrics,
+)
 from schemas.records import OutcomeKind
 from streams.controller.log import Step
 from streams.controller.meter import ControllerMeter
 from streams.domain.batch.machine import fold
 from streams.domain.batch.state import Batch
+from streams.domain.forecast.forecast import Outlook
 from streams.domain.ledger import Ledger
 from tests.support.batch_log import assembled, create, entries, outcome, segment, validated
 
@@ -30,3 +38,20 @@ def test_a_step_is_counted_in_events_lines_and_ended_batches() -> None:
     assert accepted.labels("failed")._value.get() == 1
     assert metrics.counter(BATCHES_ENDED).labels("completed")._value.get() == 1
     assert metrics.counter(EVENTS_FOLDED)._value.get() == len(step.events)
+
+
+def test_batches_that_are_at_risk_or_wait_for_room_are_counted_as_they_are_now() -> None:
+    metrics = Metrics()
+    meter = ControllerMeter(metrics)
+    meter.foresaw(
+        [
+            Outlook("in time", deadline_ms=10, eta_ms=9, position=0),
+            Outlook("late", deadline_ms=10, eta_ms=11, position=0),
+            Outlook("unknown", deadline_ms=10, eta_ms=None, position=0),
+            Outlook("late and waiting", deadline_ms=10, eta_ms=11, position=1, queued=True),
+        ]
+    )
+    assert metrics.gauge(BATCHES_AT_RISK)._value.get() == 2
+    assert metrics.gauge(BATCHES_QUEUED)._value.get() == 1
+    meter.foresaw([])
+    assert metrics.gauge(BATCHES_AT_RISK)._value.get() == 0

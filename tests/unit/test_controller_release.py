@@ -34,6 +34,7 @@ from streams.domain.batch.state import InProgress
 from streams.domain.clock import SystemClock
 from streams.domain.dispatch.slice import Picked
 from streams.domain.enqueued.tenants import Tenants
+from streams.domain.forecast.forecast import Outlook
 from streams.domain.plan import PlanBuilder, PlanError
 from streams.domain.upstreams import parse_upstreams
 from streams.ports.object_store import ObjectStoreError
@@ -205,6 +206,7 @@ class Station:
         self.sender = FakeSender([])
         self.books = Books(FakeRows([], "b"), FakeRows([], "c"))
         self.errors: list[BaseException] = []
+        self.foreseen: list[Sequence[Outlook]] = []
         self.worker = FakeWorker("w0", (0,), {"u": 64})
         table = parse_upstreams(
             {"upstreams": [{"name": "u", "base_url": "http://h/v1", "models": ["*"]}]}
@@ -221,6 +223,7 @@ class Station:
             self.sender,
             FakeGuard(),
             self.clock,
+            self.foreseen.append,
             self.errors.append,
         )
 
@@ -296,6 +299,8 @@ async def test_what_is_foreseen_is_published() -> None:
         told: BatchForecasts = station.sender.of(BATCH_FORECAST)[0]
         assert told.controller == "c0"
         assert [(f.batch_id, f.queued) for f in told.forecasts] == [("batch_1", False)]
+        assert [o.batch_id for o in station.foreseen[-1]] == ["batch_1"]
+    assert station.foreseen[-1] == (), "what another may have by now is not foreseen here"
 
 
 async def test_a_batch_without_room_waits_until_there_is(never_by_time: None) -> None:

@@ -40,6 +40,11 @@ class Outlook:
     position: int | None
     queued: bool = False
 
+    @property
+    def at_risk(self) -> bool:
+        """Whether it will not be done in time, as things are now."""
+        return self.eta_ms is not None and self.eta_ms > self.deadline_ms
+
 
 class Forecaster:
     """Measures one dispatcher's pools and foretells its batches."""

@@ -54,10 +54,6 @@ def _is_news(now: Outlook, told: Outlook, told_at_ms: int, now_ms: int) -> bool:
     if now.eta_ms is None or told.eta_ms is None:
         return told.eta_ms is not None
     # Who reads it shows no end that is past, so the next one must be there by then.
-    if told.eta_ms <= now_ms + QUIET_MS or _is_late(now) != _is_late(told):
+    if told.eta_ms <= now_ms + QUIET_MS or now.at_risk != told.at_risk:
         return True
     return abs(now.eta_ms - told.eta_ms) > max(_LEAST_MS, _PART * (now.eta_ms - now_ms))
-
-
-def _is_late(outlook: Outlook) -> bool:
-    return outlook.eta_ms is not None and outlook.eta_ms > outlook.deadline_ms
