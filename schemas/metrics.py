@@ -185,7 +185,8 @@ GATE_REASON = Metric(
 GATE_SIGNAL_AGE = Metric(
     "backhaul_gate_signal_age_seconds",
     MetricKind.GAUGE,
-    "Age of the newest word of each signal: realtime, queue, engine. Above 3 it is stale.",
+    "Age of each signal: realtime (of the worker heard least lately), queue, engine. Above 3 it is "
+    "stale.",
     ("pool", "signal"),
 )
 GATE_ABORTS = Metric(

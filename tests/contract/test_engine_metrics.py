@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
+from api.up.upstreams import metrics_at, write_url_table
 from streams.adapters.engine_metrics import HTTPEngineMetrics
 from streams.adapters.engine_metrics_fake import FakeEngineMetrics
 from streams.ports.engine_metrics import EngineMetrics, EngineMetricsError
+from streams.settings import Settings, load_upstreams
 from tests.support.engine_pages import READING, VLLM
 from tests.support.waiting import eventually
 
@@ -32,8 +35,8 @@ class PageServer:
 
     async def start(self) -> str:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        port = self._server.sockets[0].getsockname()[1]
-        return f"http://127.0.0.1:{port}/metrics"
+        self.root = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return f"{self.root}/metrics"
 
     async def stop(self) -> None:
         self._server.close()
@@ -160,3 +163,30 @@ async def test_no_key_is_sent_and_nothing_compressed_is_taken(
     (head,) = made.heads
     assert "authorization" not in head.lower()
     assert "Accept-Encoding: identity" in head
+
+
+async def test_up_finds_the_page_beside_the_api_and_writes_it_into_the_table(
+    server: tuple[PageServer, HTTPEngineMetrics], tmp_path: Path
+) -> None:
+    made, _ = server
+    made.answer = http(VLLM)
+    table = tmp_path / "upstreams.yaml"
+    await write_url_table(table, f"{made.root}/some/v1")
+    (pool,) = load_upstreams(Settings(upstreams_file=table)).pools.values()
+    assert pool.yields is not None
+    assert pool.yields.metrics_url == f"{made.root}/some/metrics"
+    assert pool.yields.abort
+    assert any(head.startswith("GET /some/metrics ") for head in made.heads)
+
+
+async def test_a_server_without_such_a_page_is_left_as_it_is(
+    server: tuple[PageServer, HTTPEngineMetrics], tmp_path: Path
+) -> None:
+    made, _ = server
+    made.answer = http("up 1\n")
+    assert await metrics_at(f"{made.root}/v1") is None
+    table = tmp_path / "upstreams.yaml"
+    await write_url_table(table, f"{made.root}/v1")
+    (pool,) = load_upstreams(Settings(upstreams_file=table)).pools.values()
+    assert pool.yields is not None
+    assert (pool.yields.metrics_url, pool.yields.abort) == (None, False)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
+from schemas.metrics import Metrics
 from schemas.records import ControllerLoad, DueLines, PoolBacklog
+from streams.batch_worker.gate_meter import GateMeter
 from streams.batch_worker.pool import MIN_PREFETCH
 from streams.domain.upstreams import UpstreamTableError, parse_upstreams
 from tests.support.gates import MOST, POOL, Site
@@ -87,12 +92,21 @@ def test_a_lane_that_falls_silent_means_the_floor_until_it_speaks_again() -> Non
 
 
 def test_a_lane_that_said_goodbye_is_not_missed() -> None:
-    site = Site()
+    site = Site(abort=True)
     site.run(3.0, lane=0)
     site.say(0, stopping=True)
     for _ in range(50):
         site.run(0.1)
         assert site.worker.part == MOST
+
+
+def test_calls_that_a_lane_leaves_with_are_not_counted_for_ever() -> None:
+    site = Site(abort=True)
+    site.run(3.0, lane=5)
+    site.say(5, stopping=True)
+    assert site.worker.part <= 4
+    site.run(8.0)
+    assert site.worker.part == MOST
 
 
 @pytest.mark.parametrize(
@@ -127,7 +141,7 @@ def test_a_load_that_can_not_be_true_means_the_floor_until_a_true_one_comes(
 
 def test_a_clock_that_is_set_back_is_survived() -> None:
     site = Site()
-    site.run(3.0, lane=0)
+    site.run(3.0, lane=5)
     site.clock.advance(-3600)
     site.run(3.0, lane=0)
     assert (site.worker.part, site.worker.reason) == (MOST, "silence")
@@ -210,3 +224,56 @@ def test_a_model_without_a_limit_of_its_own_can_not_yield_in_its_own_way() -> No
     upstream = {"name": "u", "base_url": "http://h/v1", "models": models}
     with pytest.raises(UpstreamTableError, match="max_in_flight"):
         parse_upstreams({"upstreams": [upstream]})
+
+
+def test_each_loss_of_a_signal_and_its_return_are_one_log_line() -> None:
+    site = Site()
+    site.run(3.0, lane=0)
+    with capture_logs() as logs:
+        site.run(10.0)
+        site.run(5.0, lane=0)
+        site.say(1, pool={"in_flight": -1})
+        site.run(2.0)
+        site.run(5.0, lane=0)
+    told = [(line["action"], line.get("reason"), line.get("signal")) for line in logs]
+    assert told == [
+        ("gate_blind", "stale", "realtime"),
+        ("gate_sees", "silence", None),
+        ("gate_blind", "invalid", "realtime"),
+        ("gate_sees", "silence", None),
+    ]
+    assert logs[0]["age_s"] > 3
+
+
+def test_the_metrics_tell_what_the_gate_decides_and_knows() -> None:
+    site = Site(most=64)
+    metrics = Metrics()
+    meter = GateMeter(metrics)
+    (gate,) = site.worker.gates.by_pool.values()
+    meter.show(gate)
+    site.run(3.0, lane=0)
+    meter.show(gate)
+    value = _values(metrics.registry)
+    assert value("limit_calls") == value("part_calls") == 64
+    assert value("reason", reason="silence") == 1
+    assert 0 <= value("signal_age_seconds", signal="realtime") <= 1
+    site.run(30.0, lane=5)
+    gate.aborted = 7
+    meter.show(gate)
+    site.run(4.0)
+    meter.show(gate)
+    assert (value("limit_calls"), value("reason", reason="stale")) == (2, 1)
+    assert value("reason", reason="silence") == 0
+    assert value("aborted_calls_total") == 7
+    baseline, line = (value("first_token_seconds", kind=kind) for kind in ("baseline", "line"))
+    assert 0 < baseline < line
+    assert value("first_token_seconds", kind="measured") == pytest.approx(0.08)
+
+
+def _values(registry: CollectorRegistry) -> Callable[..., float]:
+    def value(name: str, **labels: str) -> float:
+        found = registry.get_sample_value(f"backhaul_gate_{name}", {"pool": POOL, **labels})
+        assert found is not None
+        return found
+
+    return value
