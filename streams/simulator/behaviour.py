@@ -48,6 +48,42 @@ class Behaviour(Protocol):
         ...
 
 
+class Door:
+    """What every call passes before an engine has it: the rate limit, and a hang."""
+
+    def __init__(self, conduct: Conduct) -> None:
+        self._conduct = conduct
+        self._unhung = asyncio.Event()
+        self._tokens = float(conduct.burst)
+        self._filled_at = time.monotonic()
+
+    async def enter(self) -> None:
+        """Waits while the server hangs. Raises RefusedError above the rate limit."""
+        self.check_rate()
+        await self.hang()
+
+    def check_rate(self) -> None:
+        """A token bucket: rate_limit a second, burst at once. Raises RefusedError."""
+        if not self._conduct.rate_limit:
+            return
+        now = time.monotonic()
+        gained = (now - self._filled_at) * self._conduct.rate_limit
+        self._tokens = min(float(self._conduct.burst), self._tokens + gained)
+        self._filled_at = now
+        if self._tokens < 1:
+            raise RefusedError("Rate limit reached.", self._conduct.retry_after_s)
+        self._tokens -= 1
+
+    async def hang(self) -> None:
+        """Waits until the hang is switched off, if there is one."""
+        if self._conduct.hang:
+            await self._unhung.wait()
+
+    def retire(self) -> None:
+        """Lets those go on that hang."""
+        self._unhung.set()
+
+
 class LatencyBehaviour:
     """Independent calls: each has a latency drawn on its own, and some number of slots."""
 
@@ -57,9 +93,7 @@ class LatencyBehaviour:
         self._latency = Latency.parse(conduct.latency)
         self._running = 0
         self._queue: deque[asyncio.Future[None]] = deque()
-        self._unhung = asyncio.Event()
-        self._tokens = float(conduct.burst)
-        self._filled_at = time.monotonic()
+        self._door = Door(conduct)
         timed = not self._latency.is_zero or conduct.token_time_s > 0
         self._instant = not (timed or conduct.slots or conduct.rate_limit or conduct.hang)
 
@@ -70,11 +104,10 @@ class LatencyBehaviour:
 
     async def tokens(self, call: Call) -> AsyncGenerator[int, None]:
         """See Behaviour."""
-        self._check_rate()
+        self._door.check_rate()
         await self._take_slot()
         try:
-            if self._conduct.hang:
-                await self._unhung.wait()
+            await self._door.hang()
             delay = self._latency.draw(call.chance(self._seed, "latency"))
             if delay > 0:
                 await asyncio.sleep(delay)
@@ -94,19 +127,7 @@ class LatencyBehaviour:
 
     def retire(self) -> None:
         """See Behaviour."""
-        self._unhung.set()
-
-    def _check_rate(self) -> None:
-        """A token bucket: rate_limit a second, burst at once."""
-        if not self._conduct.rate_limit:
-            return
-        now = time.monotonic()
-        gained = (now - self._filled_at) * self._conduct.rate_limit
-        self._tokens = min(float(self._conduct.burst), self._tokens + gained)
-        self._filled_at = now
-        if self._tokens < 1:
-            raise RefusedError("Rate limit reached.", self._conduct.retry_after_s)
-        self._tokens -= 1
+        self._door.retire()
 
     async def _take_slot(self) -> None:
         if not self._conduct.slots or self._running < self._conduct.slots:

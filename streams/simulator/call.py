@@ -22,6 +22,7 @@ _MAX_CHOICES = 128
 _MAX_INPUTS = 4096
 _MAX_DIMENSIONS = 4096
 _CHARS_PER_TOKEN = 4
+_MAX_PRIORITY = 1 << 31
 
 
 class Endpoint(Enum):
@@ -45,6 +46,7 @@ class Call(msgspec.Struct, kw_only=True):
     """One request.
 
     choices: answers asked for. inputs: texts to embed, as their lengths in characters.
+    priority: as vLLM takes it, lower goes first.
     attempt: which time this key is seen, from 1. number: which request of the server this is.
     """
 
@@ -62,6 +64,7 @@ class Call(msgspec.Struct, kw_only=True):
     base64: bool = False
     attempt: int = 1
     number: int = 0
+    priority: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -130,9 +133,17 @@ def parse_call(endpoint: Endpoint, body: bytes) -> Call:
         include_usage=isinstance(options, dict) and options.get("include_usage") is True,
         prompt_chars=0,
         token_cap=_token_cap(data),
+        priority=_priority(data),
     )
     _FILL[endpoint](call, data)
     return call
+
+
+def _priority(data: dict[str, Any]) -> int:
+    value = data.get("priority", 0)
+    if not isinstance(value, int) or abs(value) > _MAX_PRIORITY:
+        raise BadRequestError("priority must be a whole number.", "priority")
+    return value
 
 
 def _token_cap(data: dict[str, Any]) -> int:

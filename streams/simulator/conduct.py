@@ -15,6 +15,8 @@ import msgspec
 
 _Rate = Annotated[float, msgspec.Meta(ge=0, le=1)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
+_Positive = Annotated[float, msgspec.Meta(gt=0, le=3600)]
+_Speed = Annotated[float, msgspec.Meta(gt=0, le=1000)]
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 _Status = Annotated[str, msgspec.Meta(pattern=r"^[45]\d\d$")]
 
@@ -57,6 +59,26 @@ class Fault(StrEnum):
 GOOD_ANSWERS = frozenset({Fault.DRIP, Fault.HUGE, Fault.NO_USAGE, Fault.ABSURD_USAGE})
 
 
+class EngineConduct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A continuous-batching engine, see engine.py; the defaults are calibrated.
+
+    A step takes step_s + per_decode_s · sequences + per_prefill_token_s · prompt tokens.
+    """
+
+    step_s: _Positive = 0.0070
+    per_decode_s: _Seconds = 0.000122
+    per_prefill_token_s: _Seconds = 0.000016
+    #: Tokens of an answer before its first visible one.
+    hidden_tokens: Annotated[int, msgspec.Meta(ge=0, le=100)] = 3
+    max_num_seqs: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 384
+    max_num_batched_tokens: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 2048
+    kv_cache_tokens: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] = 300_000
+    #: Whether a request's `priority` counts; lower goes first.
+    priority: bool = False
+    #: Seconds of the engine in one second.
+    speed: _Speed = 1.0
+
+
 class Conduct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One set of options; the defaults answer at once and never fail."""
 
@@ -88,6 +110,8 @@ class Conduct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     huge_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)] = 10 << 20
     #: Tokens of an answer, `N` or `LOW-HIGH`: LOW + characters of the prompt % (HIGH - LOW + 1).
     completion_tokens: str = "8-32"
+    #: The model of an engine decides when tokens come, instead of latency, token_time_s and slots.
+    engine: EngineConduct | None = None
 
 
 def conduct_from(*layers: dict[str, Any]) -> Conduct:
@@ -101,7 +125,11 @@ def conduct_from(*layers: dict[str, Any]) -> Conduct:
         raise ConductError(str(error)) from error
     if sum(conduct.errors.values()) + sum(conduct.faults.values()) > 1 + 1e-9:
         raise ConductError("The shares of errors and faults add up to more than 1.")
-    Latency.parse(conduct.latency)
+    latency = Latency.parse(conduct.latency)
+    if conduct.engine is not None and not (
+        latency.is_zero and conduct.token_time_s == 0 and conduct.slots == 0
+    ):
+        raise ConductError("engine: with an engine there is no latency, token_time_s or slots.")
     token_range(conduct.completion_tokens)
     return conduct
 

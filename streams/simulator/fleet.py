@@ -10,6 +10,7 @@ import msgspec
 
 from streams.simulator.behaviour import Behaviour, LatencyBehaviour
 from streams.simulator.conduct import Conduct, ConductError, conduct_from, token_range
+from streams.simulator.live_engine import EngineBehaviour
 
 _MAX_MODELS = 1000
 #: Shown by GET /v1/models where any name is served.
@@ -99,9 +100,13 @@ class Fleet:
         return {"seed": self.seed, **common, "models": self._own}
 
     def gauges(self) -> dict[str, Mapping[str, float]]:
-        """What each engine shows, by model; the common one is `*`."""
-        engines = {"*": self._engine, **self._engines}
-        return {name: engine.behaviour.gauges() for name, engine in engines.items()}
+        """What each engine shows, by model as in engines()."""
+        return {name: engine.behaviour.gauges() for name, engine in self.engines().items()}
+
+    def engines(self) -> dict[str, Engine]:
+        """Every engine by model; the common one is `*`, or the only model's."""
+        common = self._names[0] if len(self._names) == 1 else "*"
+        return {common: self._engine, **self._engines}
 
     def retire(self) -> None:
         """Ends all hangs, so that the server can stop."""
@@ -110,4 +115,9 @@ class Fleet:
 
 
 def _engine(conduct: Conduct, seed: int) -> Engine:
-    return Engine(conduct, LatencyBehaviour(conduct, seed), token_range(conduct.completion_tokens))
+    behaviour: Behaviour
+    if conduct.engine is None:
+        behaviour = LatencyBehaviour(conduct, seed)
+    else:
+        behaviour = EngineBehaviour(conduct, conduct.engine)
+    return Engine(conduct, behaviour, token_range(conduct.completion_tokens))

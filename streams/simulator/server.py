@@ -2,6 +2,7 @@
 
 POST /v1/chat/completions | completions | embeddings | responses   GET /v1/models   GET /health
 GET  /sim/requests     counts by request key (?keys=0, ?prefix=TEXT, ?at_least=2)
+GET  /metrics          what vLLM would show: requests running and waiting, and more with an engine
 POST /sim/reset        forget the counts
 GET, POST /sim/config  options, merged in; {"models": {"m": {"hang": true}}} for one model
 """
@@ -28,6 +29,7 @@ from streams.simulator.call import BadRequestError, Call, Endpoint, parse_call
 from streams.simulator.conduct import ConductError
 from streams.simulator.fleet import Fleet
 from streams.simulator.ledger import Ledger
+from streams.simulator.metrics_page import CONTENT_TYPE, metrics_page
 from streams.simulator.wire import write_answer
 
 _MAX_BODY_BYTES = 64 << 20
@@ -67,6 +69,7 @@ class Simulator:
             tuple[str, str], Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
         ] = {
             ("GET", "/health"): self._get_health,
+            ("GET", "/metrics"): self._get_metrics,
             ("GET", "/v1/models"): self._get_models,
             ("GET", "/sim/requests"): self._get_requests,
             ("POST", "/sim/reset"): self._post_reset,
@@ -151,6 +154,9 @@ class Simulator:
 
     async def _get_health(self, request: web.BaseRequest) -> web.StreamResponse:
         return write_answer(request, 200, b'{"status":"ok"}')
+
+    async def _get_metrics(self, request: web.BaseRequest) -> web.StreamResponse:
+        return write_answer(request, 200, metrics_page(self.fleet), content_type=CONTENT_TYPE)
 
     async def _get_models(self, request: web.BaseRequest) -> web.StreamResponse:
         return write_answer(request, 200, models_body(self.fleet.models))

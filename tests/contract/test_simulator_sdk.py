@@ -353,3 +353,52 @@ async def ask_until_answered(client: openai.AsyncOpenAI, key: str) -> None:
             await client.chat.completions.create(model="m", messages=HELLO, user=key)
             return
     raise AssertionError("failed more often than max_failures")
+
+
+class TestEngine:
+    """With `--engine` a model of continuous batching decides when tokens come."""
+
+    @pytest.fixture
+    async def engine(self) -> AsyncIterator[Simulator]:
+        config = {"engine": {"speed": 20.0}, "completion_tokens": "100000"}
+        async with Simulator(SimulatorOptions(models=("gpt",), config=config)) as running:
+            yield running
+
+    async def test_streams_and_whole_answers_share_its_steps(self, engine: Simulator) -> None:
+        async with openai.AsyncOpenAI(base_url=engine.base_url, api_key="any") as client:
+            stream = await client.chat.completions.create(
+                model="gpt", messages=HELLO, max_tokens=30, stream=True
+            )
+            whole = await client.chat.completions.create(
+                model="gpt", messages=HELLO, max_tokens=30, extra_body={"priority": 3}
+            )
+            pieces = [c.choices[0].delta.content or "" async for c in stream if c.choices]
+        assert "".join(pieces) == whole.choices[0].message.content
+        assert len([piece for piece in pieces if piece]) > 5
+
+    async def test_a_client_that_hangs_up_leaves_the_engine(self, engine: Simulator) -> None:
+        await sim(engine, "POST", "/sim/config", {"engine": {"speed": 1.0}})
+        async with openai.AsyncOpenAI(base_url=engine.base_url, api_key="any") as client:
+            stream = await client.chat.completions.create(
+                model="gpt", messages=HELLO, max_tokens=50_000, stream=True
+            )
+            await anext(aiter(stream))
+            assert await _running(engine) == 1
+            await stream.close()
+
+        async def left() -> bool:
+            return await _running(engine) == 0
+
+        await eventually(left)
+
+    async def test_the_metrics_page_is_one_that_prometheus_reads(self, engine: Simulator) -> None:
+        url = engine.base_url.removesuffix("/v1") + "/metrics"
+        async with aiohttp.ClientSession() as session, session.get(url) as response:
+            assert response.content_type == "text/plain"
+            page = await response.text()
+        assert 'vllm:num_requests_waiting{model_name="gpt"} 0.0' in page.splitlines()
+
+
+async def _running(simulator: Simulator) -> int:
+    report = await sim(simulator, "GET", "/sim/requests?keys=0")
+    return int(report["engines"]["gpt"]["running"])
