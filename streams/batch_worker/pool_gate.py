@@ -59,6 +59,9 @@ class PoolGate:
         self._due: dict[str, tuple[float, tuple[tuple[int, int], ...]]] = {}
         self._call_s: dict[str, float] = {}
         self.decision: Decision | None = None
+        #: What was last told of a signal that can't be relied on.
+        self._blind: tuple[Reason, Source | None] | None = None
+        #: Calls that were cut.
         self.aborted = 0
 
     @property
@@ -127,7 +130,7 @@ class PoolGate:
         self.gate.configure(self._current(now_s))
         self.gate.batch_in_flight(self.in_flight, now_s)
         decision = self.gate.decide(now_s, self._demand(now_s))
-        self._tell(decision)
+        self._tell(decision, now_s)
         self.decision = decision
         mine = WorkerCalls(self._me, now_s, len(self._pool.calls), self._max_in_flight)
         part = min(self._share.part(decision.limit, mine, now_s), self._max_in_flight)
@@ -175,11 +178,22 @@ class PoolGate:
             if now_s - heard_s > STALE_AFTER_S:
                 del self._due[name]
 
-    def _tell(self, decision: Decision) -> None:
-        before = self.decision
-        if before is None or (before.reason, before.about) == (decision.reason, decision.about):
+    def _tell(self, decision: Decision, now_s: float) -> None:
+        """One log line when a signal is lost, or another one is, and one when all are back."""
+        if now_s < self._listen_until_s:
             return
-        if decision.reason in _BLIND and decision.about is not None:
+        blind = (decision.reason, decision.about) if decision.reason in _BLIND else None
+        before, self._blind = self._blind, blind
+        if blind == before:
+            return
+        if blind is None:
+            log.info(
+                "The signals are back.",
+                action="gate_sees",
+                pool=self.name,
+                reason=decision.reason.value,
+            )
+        elif decision.about is not None:
             age_s = decision.ages_s.get(decision.about)
             log.warning(
                 "A signal can't be relied on; batch calls go on at their floor.",
@@ -188,13 +202,6 @@ class PoolGate:
                 reason=decision.reason.value,
                 signal=decision.about.value,
                 age_s=None if age_s is None else round(age_s, 1),
-            )
-        elif before.reason in _BLIND:
-            log.info(
-                "The signals are back.",
-                action="gate_sees",
-                pool=self.name,
-                reason=decision.reason.value,
             )
 
 

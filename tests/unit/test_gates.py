@@ -245,6 +245,17 @@ def test_each_loss_of_a_signal_and_its_return_are_one_log_line() -> None:
     assert logs[0]["age_s"] > 3
 
 
+def test_a_signal_that_never_came_is_told_and_listening_is_not() -> None:
+    with capture_logs() as logs:
+        Site().run(3.0)
+    assert logs == []
+    with capture_logs() as logs:
+        Site(metrics_url="http://h/metrics").run(3.0, lane=0)
+    assert [(line["action"], line["signal"], line["age_s"]) for line in logs] == [
+        ("gate_blind", "engine", None)
+    ]
+
+
 def test_the_metrics_tell_what_the_gate_decides_and_knows() -> None:
     site = Site(most=64)
     metrics = Metrics()
