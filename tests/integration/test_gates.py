@@ -122,3 +122,24 @@ async def test_a_burst_takes_credits_and_running_calls_and_its_end_gives_them_ba
         lines.run("realtime-worker")
         again = await _load(lines, lambda p: p.limit == MOST, "the lane is back")
         assert again.reason != "stale"
+
+
+async def test_calls_that_only_the_engine_knows_of_are_yielded_to_as_well(
+    kafka_settings: Settings, tmp_path: Path
+) -> None:
+    async with running_upstream() as upstream:
+        metrics_url = f"{upstream.url.removesuffix('/v1')}/metrics"
+        yields = {"abort": True, "metrics_url": metrics_url}
+        async with running_lines(kafka_settings, tmp_path, {"a": upstream.url}, yields) as lines:
+            lines.run("batch-worker")
+            await lines.release("b1", range(MOST), model="hang")
+            full = await _load(lines, lambda p: p.in_flight == MOST, "the pool is full")
+            assert (full.limit, full.reason) == (MOST, "silence"), "its own calls are no strangers"
+            await _silence(lines)
+            assert upstream.cut == 0
+
+            upstream.strangers = BURST
+            less = await _load(lines, lambda p: p.in_flight <= 4, "calls were cut")
+            assert less.limit <= 4
+            upstream.strangers = 0
+            await _load(lines, lambda p: p.in_flight == MOST, "they run again")

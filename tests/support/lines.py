@@ -62,7 +62,7 @@ PARTITIONS = 2
 class Upstream:
     """Answers by model: 'hang' never, 'slow' after delay_s, others at once; counts each line.
 
-    bodies: the last request of each line.
+    bodies: the last request of each line. strangers: calls that its metrics show besides ours.
     """
 
     url: str = ""
@@ -71,6 +71,12 @@ class Upstream:
     bodies: dict[tuple[str, int], Any] = field(default_factory=dict)
     running: int = 0
     cut: int = 0
+    strangers: int = 0
+
+    async def metrics(self, _request: web.Request) -> web.Response:
+        running = self.running + self.strangers
+        page = f"vllm:num_requests_running {running}\nvllm:num_requests_waiting 0\n"
+        return web.Response(text=page)
 
     async def answer(self, request: web.Request) -> web.Response:
         body = json.loads(await request.read())
@@ -94,6 +100,7 @@ async def running_upstream(delay_s: float = 0.0) -> AsyncIterator[Upstream]:
     upstream = Upstream(delay_s=delay_s)
     app = web.Application()
     app.router.add_post(CHAT, upstream.answer)
+    app.router.add_get("/metrics", upstream.metrics)
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
