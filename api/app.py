@@ -36,6 +36,7 @@ from api.routes import (
     prompt_versions,
     prompts,
     realtime,
+    retry,
 )
 from schemas.metrics import Metrics
 from schemas.partitions import partition_for
@@ -70,7 +71,7 @@ def build_app(gateway: Gateway, metrics: Metrics) -> web.Application:
     app[middleware.METRICS] = metrics
     middleware.install(app)
     for module in (
-        *(files, content, batches, from_prompt, batch_control, models),
+        *(files, content, batches, from_prompt, batch_control, retry, models),
         *(prompts, prompt_versions, realtime),
     ):
         app.add_routes(module.routes)

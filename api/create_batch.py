@@ -70,6 +70,7 @@ async def _create(
         request_hash=request_hash,
         # Who validates must know at least the prompts that this gateway has shown.
         priority=asked.priority,
+        origin_batch_id=asked.origin_batch_id,
     )
     read_back = await gateway.publish(BATCH_COMMAND, batch_id, command)
     if asked.idempotency_key is None:

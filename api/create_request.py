@@ -52,6 +52,7 @@ class CreateRequest:
     output_expires_after_s: int | None
     idempotency_key: str | None
     priority: int = 0
+    origin_batch_id: str | None = None
 
     def hash(self) -> str:
         """Equal for requests that ask for the same, metadata in any order."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 
@@ -86,6 +86,17 @@ async def store_lines(
     filename: str,
     file_id: str | None = None,
 ) -> FileRecord:
+    """As store_async_lines(), of lines that are made here one by one."""
+    return await store_async_lines(gateway, tenant, _one_by_one(lines), filename, file_id)
+
+
+async def store_async_lines(
+    gateway: Gateway,
+    tenant: str,
+    lines: AsyncIterator[bytes],
+    filename: str,
+    file_id: str | None = None,
+) -> FileRecord:
     """Stores a file of purpose 'batch' made here; returns its record, not yet published.
 
     file_id: of a file that is made again, the same to the byte; else it gets a new one. Raises
@@ -96,7 +107,7 @@ async def store_lines(
     key = keys.uploaded_file(tenant, file_id)
     async with gateway.store.writer(key) as writer:
         form.begin_file(PartBegin("file", filename), writer)
-        for chunk in _chunks(lines):
+        async for chunk in _chunks(lines):
             await form.add(PartData(chunk))
             # Making lines takes time, which other requests share.
             await asyncio.sleep(0)
@@ -105,9 +116,14 @@ async def store_lines(
     return form.record(file_id, tenant, key, gateway.clock.now_ms())
 
 
-def _chunks(lines: Iterable[bytes]) -> Iterator[bytes]:
-    chunk = bytearray()
+async def _one_by_one(lines: Iterable[bytes]) -> AsyncIterator[bytes]:
     for line in lines:
+        yield line
+
+
+async def _chunks(lines: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    chunk = bytearray()
+    async for line in lines:
         chunk += line
         if len(chunk) >= _CHUNK_BYTES:
             yield bytes(chunk)

@@ -135,6 +135,14 @@ class Client:
         """The Batch object with this priority, this expires_at (Unix seconds), or both."""
         return self.http.json("POST", f"/batches/{_segment(batch_id)}", dict(changes))
 
+    def retry_batch(
+        self, batch_id: str, changes: Mapping[str, object], idempotency_key: str | None = None
+    ) -> Json:
+        """The new Batch object, of the failed lines. Gets a key, so a repeat is safe."""
+        key = idempotency_key or f"cli-{secrets.token_hex(16)}"
+        path = f"/batches/{_segment(batch_id)}/retry"
+        return self.http.json("POST", path, dict(changes), {"Idempotency-Key": key})
+
     def get_file(self, file_id: str) -> Json:
         """The File object."""
         return self.http.json("GET", f"/files/{_segment(file_id)}")

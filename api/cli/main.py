@@ -37,6 +37,7 @@ COMMANDS = {
     "pause": Place("api.cli.control:pause", "Let a batch release no new line."),
     "resume": Place("api.cli.control:resume", "Go on with a paused batch."),
     "change": Place("api.cli.control:change", "Change a batch's priority or its deadline."),
+    "retry": Place("api.cli.retry:retry", "Run a batch's failed lines again, as a new batch."),
     "cancel": Place("api.cli.batches:cancel", "Cancel a batch."),
     "download": Place("api.cli.download:download", "Download a batch's output and error file."),
     "prompts": Place("api.cli.prompts:app", "Stored prompts: make, change, show, publish."),

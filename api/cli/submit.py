@@ -55,7 +55,7 @@ def submit(
 
     For a stored prompt: backhaul submit --prompt summarize --variables rows.csv
     """
-    notes = _metadata(metadata or [])
+    notes = opt.metadata_of(metadata or [])
     if [file, input_file_id, prompt].count(None) != 2:
         raise Misuse("Give one of FILE, --input-file-id and --prompt.")
     job = job_from(
@@ -91,16 +91,6 @@ def _say(batch: Json, batch_id: str, *, as_json: bool) -> None:
         return
     out(batch_id)
     note(f"Watch it:  backhaul watch {batch_id}")
-
-
-def _metadata(pairs: list[str]) -> dict[str, str]:
-    notes = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not name or not equals:
-            raise Misuse(f"--metadata {pair!r} is not KEY=VALUE.")
-        notes[name] = value
-    return notes
 
 
 def _endpoint_of(path: Path | None) -> str:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from api.cli.failure import Misuse
+
 _PANEL = "A batch from a stored prompt, instead of FILE"
 
 File = Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A JSONL file of requests.")]
@@ -103,3 +105,14 @@ Save = Annotated[
     Path | None,
     typer.Option("--save", metavar="FILE", help="Keep the file of lines.", rich_help_panel=_PANEL),
 ]
+
+
+def metadata_of(pairs: list[str]) -> dict[str, str]:
+    """The notes in `KEY=VALUE` options. Raises Misuse."""
+    notes = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise Misuse(f"--metadata {pair!r} is not KEY=VALUE.")
+        notes[name] = value
+    return notes

@@ -148,3 +148,21 @@ def test_submit_sends_a_priority(gateway: FakeGateway, tmp_path: Path) -> None:
     path.write_bytes(b'{"custom_id":"1","method":"POST","url":"/v1/embeddings","body":{}}\n')
     assert backhaul("submit", str(path), "--priority", "9").exit_code == 0
     assert gateway.created[0][0]["priority"] == 9
+
+
+def test_retry_prints_the_new_batch_and_sends_only_what_was_given(gateway: FakeGateway) -> None:
+    gateway.add_batch(a_batch("b", "completed", error_file_id="file-e"))
+    result = backhaul("retry", "b")
+    assert (result.exit_code, result.stdout) == (0, "b-again\n")
+    waited = backhaul("retry", "b", "--wait", "--priority", "5", "--metadata", "try=2")
+    assert waited.exit_code == 0
+    assert "2 of 2 lines" in waited.stdout
+    assert gateway.changes == [{}, {"priority": 5, "metadata": {"try": "2"}}]
+    assert json.loads(backhaul("retry", "b", "--json").stdout)["origin_batch_id"] == "b"
+
+
+def test_retry_where_nothing_failed_is_refused_in_the_servers_words(gateway: FakeGateway) -> None:
+    gateway.add_batch(a_batch("b", "completed"))
+    result = backhaul("retry", "b")
+    assert result.exit_code == 1
+    assert "it has no failed lines" in result.stderr

@@ -80,6 +80,7 @@ class FakeGateway:
                 web.get("/v1/batches", self._list_batches),
                 web.get("/v1/batches/{id}", self._get_batch),
                 web.post("/v1/batches/{id}/cancel", self._cancel_batch),
+                web.post("/v1/batches/{id}/retry", self._retry_batch),
                 web.post("/v1/batches/{id}", self._change_batch),
                 web.post("/v1/batches/{id}/{verb:pause|resume}", self._pause_batch),
             ]
@@ -132,6 +133,15 @@ class FakeGateway:
             return response
         await response.write(rest)
         return response
+
+    async def _retry_batch(self, request: web.Request) -> web.Response:
+        origin = request.match_info["id"]
+        if not self.batches[origin][0].get("error_file_id"):
+            return _error(409, f"Cannot retry batch '{origin}': it has no failed lines.")
+        self.changes.append(await request.json())
+        made = a_batch(f"{origin}-again", "completed", counts=(2, 2, 0), origin_batch_id=origin)
+        self.add_batch(made)
+        return web.json_response(made)
 
     async def _post_batch(self, request: web.Request) -> web.Response:
         body = await request.json()

@@ -1,0 +1,82 @@
+"""The lines of an ended batch's input file that are in its error file, as they were sent.
+
+    error file    id of line 2, id of line 5 …   ┐ both in input order, read side by side:
+    input file    line 0, line 1, line 2 …       ┘ a line's id follows from batch and number
+
+Nothing else of the ended batch is needed: its plan and segments may be gone. Memory: a chunk and
+a line of each file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+import msgspec
+
+from schemas.records import ObjectRef
+from streams.domain.ids import line_request_id
+from streams.ports.object_store import ObjectStore
+
+_CHUNK_BYTES = 256 * 1024
+_BOM = b"\xef\xbb\xbf"
+
+
+class LinesDiffer(Exception):  # noqa: N818 - it is what is wrong
+    """The error file names lines that the input file doesn't have."""
+
+
+class _ErrorLine(msgspec.Struct):
+    id: str
+
+
+_error_lines = msgspec.json.Decoder(_ErrorLine)
+
+
+async def failed_lines(
+    store: ObjectStore, batch_id: str, source: ObjectRef, errors: ObjectRef
+) -> AsyncGenerator[bytes, None]:
+    """The lines, each with its newline. Raises ObjectStoreError, LinesDiffer."""
+    number = 0
+    async with (
+        aclosing(_lines(store, errors)) as failed,
+        aclosing(_lines(store, source)) as lines,
+    ):
+        async for error in failed:
+            wanted = _id_of(error)
+            async for line in lines:
+                found = line_request_id(batch_id, number) == wanted
+                raw = line.removeprefix(_BOM) if number == 0 else line
+                number += 1
+                if found:
+                    yield raw + b"\n"
+                    break
+            else:
+                raise LinesDiffer(LinesDiffer.__doc__)
+
+
+def _id_of(error: bytes) -> str:
+    try:
+        return _error_lines.decode(error).id
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as why:
+        raise LinesDiffer(LinesDiffer.__doc__) from why
+
+
+async def _lines(store: ObjectStore, ref: ObjectRef) -> AsyncGenerator[bytes, None]:
+    """An object's lines, without their newlines."""
+    rest: list[bytes] = []
+    async with aclosing(_chunks(store, ref)) as chunks:
+        async for chunk in chunks:
+            first, *others = chunk.split(b"\n")
+            rest.append(first)
+            for line in others:
+                yield b"".join(rest)
+                rest = [line]
+    if last := b"".join(rest):
+        yield last
+
+
+async def _chunks(store: ObjectStore, ref: ObjectRef) -> AsyncGenerator[bytes, None]:
+    stream: AsyncIterator[bytes] = store.stream(ref.key, 0, ref.size_bytes, _CHUNK_BYTES)
+    async for chunk in stream:
+        yield chunk
