@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
-from api.cli.failure import Misuse, TransferFailed
+from api.cli.failure import Misuse, ServerRefused, TransferFailed
 from api.cli.http import HTTP, Json
 
 #: Called with how many more bytes have passed.
 Progress = Callable[[int], None]
 _CHUNK_BYTES = 256 * 1024
 _PAGE = 100
+#: What a server says of a growing file that has no more bytes yet.
+_NOTHING_NEW = (http.client.NOT_FOUND, http.client.REQUESTED_RANGE_NOT_SATISFIABLE)
 
 
 class ConnectionLost(Exception):  # noqa: N818 - it is what went wrong
@@ -171,6 +173,17 @@ class Client:
                         yield kept
         except (OSError, http.client.HTTPException) as error:
             raise ConnectionLost(str(error) or type(error).__name__) from error
+
+    def content_after(self, file_id: str, offset: int) -> Iterator[bytes]:
+        """What there is now behind the first `offset` bytes of a file that grows, if anything.
+
+        Raises as content() does.
+        """
+        try:
+            yield from self.content(file_id, offset)
+        except ServerRefused as refused:
+            if refused.status not in _NOTHING_NEW:
+                raise
 
 
 def _segment(text: str) -> str:

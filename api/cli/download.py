@@ -13,9 +13,11 @@ import typer
 from api.cli.client import Client, Progress
 from api.cli.failure import BatchEndedBadly, Failure, Interrupted
 from api.cli.fetch import Fetched, fetch
-from api.cli.options import APIKey, AsJSON, BaseURL, BatchID, DataDir, client_for
+from api.cli.options import APIKey, AsJSON, BaseURL, BatchID, DataDir, Interval, client_for
+from api.cli.tail import tail
 from api.cli.terminal import console, is_live, note, out, out_json
 from api.cli.view import BatchView, error_lines, size, view_of
+from api.cli.watchers import watcher_for
 
 
 def download(
@@ -26,6 +28,11 @@ def download(
     force: Annotated[
         bool, typer.Option("--force", help="Fetch again what is there already.")
     ] = False,
+    follow: Annotated[
+        bool,
+        typer.Option("--follow", help="Write the output as it comes, until the batch has ended."),
+    ] = False,
+    interval: Interval = 1.0,
     as_json: AsJSON = False,
     base_url: BaseURL = None,
     api_key: APIKey = None,
@@ -34,8 +41,11 @@ def download(
     """Download a batch's output and error file, as BATCH_output.jsonl and BATCH_error.jsonl.
 
     A download that broke off goes on where it was; a file appears under its name when it is whole.
+    With --follow the output file grows under its name, in whole lines, while the batch runs.
     """
     with client_for(base_url, api_key, data_dir) as client:
+        if follow:
+            _follow(client, batch, folder, interval_s=interval)
         view = view_of(client.get_batch(batch))
         files = [
             ("output", view.output_file_id, folder / f"{view.id}_output.jsonl"),
@@ -53,6 +63,16 @@ def download(
                 "Stopped.", "Run the same command again to go on where it stopped."
             ) from None
     _say(fetched, as_json=as_json)
+
+
+def _follow(client: Client, batch: str, folder: Path, *, interval_s: float) -> None:
+    target = folder / f"{view_of(client.get_batch(batch)).id}_output.jsonl"
+    try:
+        tail(client, batch, target, watcher_for(as_json=False), interval_s=interval_s)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "Stopped; the batch goes on.", "Run the same command again to go on where it stopped."
+        ) from None
 
 
 def _nothing(view: BatchView) -> Failure:

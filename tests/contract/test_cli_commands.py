@@ -285,6 +285,24 @@ class TestDownload:
         paths = json.loads(backhaul("download", batch, "-d", str(folder), "--json").stdout)
         assert set(paths) == {"output", "error"}
 
+    @pytest.mark.parametrize("there", [b"", b"ab\nc", b"ab\ncd\nef\n", b"longer than it can be\n"])
+    def test_followed_output_grows_and_an_interrupted_one_goes_on(
+        self, gateway: FakeGateway, tmp_path: Path, there: bytes
+    ) -> None:
+        runs = [a_batch("b", counts=(3, n, 0), partial_output_file_id="file-o") for n in range(5)]
+        gateway.add_batch(a_batch("b"), *runs, a_batch("b", "completed", output_file_id="file-o"))
+        gateway.files = {"file-o": b"ab\ncd\nef\n"}
+        gateway.grows = [3, 3, 6, 6]
+        gateway.cut_content_after = [2]
+        target = tmp_path / "b_output.jsonl"
+        if there:
+            target.write_bytes(there)
+        args = ("download", "b", "--dir", str(tmp_path), "--follow", "--interval", "0.05")
+        result = backhaul(*args)
+        assert (result.exit_code, result.stdout) == (0, f"{target}\n")
+        assert target.read_bytes() == gateway.files["file-o"]
+        assert [file.name for file in tmp_path.iterdir()] == ["b_output.jsonl"]
+
     @pytest.mark.parametrize("ignore_range", [False, True])
     def test_a_connection_that_breaks_is_resumed(
         self, gateway: FakeGateway, batch: str, tmp_path: Path, ignore_range: bool

@@ -48,7 +48,8 @@ class FakeGateway:
     """What the fake has, did and shall do wrong; change it between two requests.
 
     failures: (status, headers) of the next answers. cut_content_after: bytes after which content
-    breaks off, one entry for each request. ignore_range: answer 200 with the whole file.
+    breaks off, one entry for each request. grows: how many bytes of a content there are, one entry
+    for each request, and then all. ignore_range: answer 200 with the whole file.
     """
 
     base_url: str = ""
@@ -59,6 +60,7 @@ class FakeGateway:
     requests: list[tuple[str, str]] = field(default_factory=list)
     changes: list[Json] = field(default_factory=list)
     failures: list[tuple[int, dict[str, str]]] = field(default_factory=list)
+    grows: list[int] = field(default_factory=list)
     cut_content_after: list[int] = field(default_factory=list)
     ignore_range: bool = False
     html: bool = False
@@ -120,8 +122,12 @@ class FakeGateway:
 
     async def _get_content(self, request: web.Request) -> web.StreamResponse:
         data = self.files[request.match_info["id"]]
+        if self.grows:
+            data = data[: self.grows.pop(0)]
         start = request.http_range.start or 0
         partial = bool(start) and not self.ignore_range
+        if partial and start >= len(data):
+            return _error(416, "The requested range lies behind the end of the file.")
         rest = data[start:] if partial else data
         response = web.StreamResponse(status=206 if partial else 200)
         response.content_length = len(rest)
