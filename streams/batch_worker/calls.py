@@ -22,6 +22,7 @@ class Calls:
         self._clock = clock
         #: In the order in which they began.
         self._running: dict[Line, asyncio.Task[None] | None] = {}
+        self._most = 0
         #: How long a call takes, averaged over the latest; 0 before the first.
         self.call_s = 0.0
 
@@ -33,6 +34,7 @@ class Calls:
         """The line's call is at the upstream while the block runs."""
         began_s = self._clock.monotonic_s()
         self._running[line] = asyncio.current_task()
+        self._most = max(self._most, len(self._running))
         try:
             yield
         finally:
@@ -41,6 +43,11 @@ class Calls:
                 took_s = self._clock.monotonic_s() - began_s
                 weight = _WEIGHT if self.call_s else 1.0
                 self.call_s += weight * (took_s - self.call_s)
+
+    def most(self) -> int:
+        """The highest number since the last time it was asked for."""
+        most, self._most = self._most, len(self._running)
+        return most
 
     def cut(self, above: int) -> int:
         """Cuts the youngest calls beyond so many; how many were.

@@ -97,7 +97,7 @@ class PoolGate:
 
     def hear_engine(self, load: EngineLoad, siblings: int, now_s: float) -> None:
         """The engine's word; siblings: batch calls of other pools that it runs."""
-        self.gate.batch_in_flight(self.in_flight, now_s)
+        self._count(now_s)
         # What can't be true must stay so.
         running = load.running - min(siblings, max(0, load.running))
         self.gate.hear(replace(load, running=running), now_s)
@@ -128,7 +128,7 @@ class PoolGate:
         """Asks the gate and obeys; whether anything is different."""
         self._forget(now_s)
         self.gate.configure(self._current(now_s))
-        self.gate.batch_in_flight(self.in_flight, now_s)
+        self._count(now_s)
         decision = self.gate.decide(now_s, self._demand(now_s))
         self._tell(decision, now_s)
         self.decision = decision
@@ -139,6 +139,12 @@ class PoolGate:
         reason = decision.reason.value
         news = self._pool.allow(part, reason)
         return self._renders.allow(part, reason) or news
+
+    def _count(self, now_s: float) -> None:
+        # An engine may have been asked just when there were most of our calls.
+        others = self.in_flight - len(self._pool.calls)
+        self.gate.batch_in_flight(self._pool.calls.most() + others, now_s)
+        self.gate.batch_in_flight(self.in_flight, now_s)
 
     def _current(self, now_s: float) -> GateSettings:
         """The settings, for as many workers as there are now."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
-from schemas.records import RealtimeLoad, Record
+from schemas.records import ReadyLine, ReadyLines, RealtimeLoad, Record
 from schemas.topics import CAPACITY
 from streams.adapters.engine_metrics_fake import FakeEngineMetrics
+from streams.batch_worker.line import Held, Line
 from streams.batch_worker.signals import engine as engine_module
 from streams.batch_worker.signals.capacity import CapacityFollower
 from streams.batch_worker.signals.engine import EngineReader
@@ -147,6 +149,35 @@ def test_calls_past_the_lane_are_yielded_to_by_the_engines_word_alone() -> None:
         site.run(0.1)
         engine_says(site, 0)
     assert site.worker.part == 16
+
+
+async def test_short_calls_of_our_own_that_the_engine_has_just_shown_are_no_strangers() -> None:
+    site = Site(metrics_url="http://h/metrics")
+    for _ in range(20):
+        site.run(0.1)
+        now_s = site.worker.gates.now_s()
+        with ExitStack() as calls:
+            for line in _lines(12):
+                calls.enter_context(site.worker.pool.calls.one(line))
+        # They came and went between two looks at the worker.
+        site.worker.gates.hear_engine(["u"], EngineLoad(now_s, 0, 12))
+        assert site.worker.reason != "yield"
+    assert (site.worker.part, site.worker.reason) == (16, "silence")
+
+
+def _lines(count: int) -> list[Line]:
+    items = tuple(ReadyLine(line=n, attempt=1, raw=b"") for n in range(count))
+    ready = ReadyLines(
+        batch_id="b",
+        tenant="t",
+        at_ms=0,
+        endpoint="",
+        pool="u",
+        deadline_ms=0,
+        created_at_ms=0,
+        lines=items,
+    )
+    return Held().take(ready, 0, lambda: None)
 
 
 def test_an_engine_that_was_promised_and_is_not_heard_means_the_floor() -> None:
