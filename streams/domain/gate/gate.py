@@ -61,10 +61,21 @@ _IN_SILENCE_MEANWHILE = 32
 _TRUST_FACTOR = 1.5
 _TRUST_PACE = 0.05
 _TRUST_LEAST = 8.0
-_TRUST_CALLS = 5
-#: Batch is aborted when it is above the limit by this part and at least that many.
-_ABORT_PART = 1.0
-_ABORT_LEAST = 16
+_TRUST_CALLS = 12
+#: Batch is aborted when it is above the limit by this part of all that may run, and at least that
+#: many: less drains by itself, and is not worth the tokens.
+_ABORT_PART = 0.25
+_ABORT_LEAST = 8
+#: Where it can't be aborted: who comes so long after a silence, while at least this part of its
+#: batch is still there, has met the silence's batch.
+_DRAIN_S = 15.0
+_DRAINED_PART = 0.1
+#: Calls made too slow, as a part of those that may be: what is aimed at, how hard a miss is
+#: corrected, and the bounds of what the plan may spend then, as it counts.
+_TO_USE = 0.95
+_SPEND_GAIN = 2.0
+_SPEND_AT_FIRST = 0.3
+_LEAST_SPEND, _MOST_SPEND = 0.02, 2.0
 #: After a silence of at least so long, the first call means that more come: for a moment batch is
 #: aborted when it is above the limit by more than this.
 _SILENCE_S = 2.0
@@ -151,6 +162,8 @@ class Gate:
         #: in flight last longer.
         self._batch_lately = History()
         self._woken_at_s = float("-inf")
+        #: The last silence's end, the batch calls then, and how long a silence it was (situation).
+        self._drained: tuple[float, float, int] | None = None
         self._call_s = _CALL_AT_FIRST_S
         self._aborted_at_s = float("-inf")
         self._booked_at_s = float("-inf")
@@ -162,7 +175,7 @@ class Gate:
         self._seen_running = 0.0
         self._plan: Plan | None = None
         self._plan_at_s = float("-inf")
-        self._spend = 0.8
+        self._spend = _SPEND_AT_FIRST
         self._limiter = Limiter(settings.highest, float(settings.floor))
 
     @property
@@ -275,7 +288,7 @@ class Gate:
             return None
         woken = now_s - self._woken_at_s < _WAKE_S
         if self._batch.last > limit + (
-            _ABORT_WOKEN if woken else max(_ABORT_LEAST, _ABORT_PART * limit)
+            _ABORT_WOKEN if woken else max(_ABORT_LEAST, _ABORT_PART * (limit + self._realtime.last))
         ):
             self._aborted_at_s = now_s
             return limit
@@ -318,7 +331,7 @@ class Gate:
         realtime, batch = self._realtime.at(sent_at_s), self._batch.at(sent_at_s)
         # Where batch may not be aborted, its calls of a while ago are what this one met.
         aborted = self._aborted_at_s > sent_at_s - self._call_s
-        then_s = sent_at_s - (_REACTION_S if aborted else self._call_s)
+        then_s = sent_at_s - (_REACTION_S if self._settings.can_abort else self._call_s)
         known = self._realtime.at(then_s)
         where = situation(round(known), max(0.0, then_s - self._silent_since.at(then_s)))
         running_then = known + self._batch.at(then_s)
@@ -326,12 +339,15 @@ class Gate:
             # What was planned is what the next plan can change, not what was left from before.
             running_then = max(known, self._plan.running[where])
         grown = realtime + batch - running_then
+        kept, silence = self._kept_from_silence(sent_at_s, batch)
+        if kept:
+            where, grown = silence, 0.0
         lately = self._batch_lately.at(sent_at_s)
         fresh = aborted and sent_at_s - self._aborted_at_s < _REACTION_S
         if not fresh:
             self._curve.first(realtime + batch, ttft_s)
         met = Met(
-            where, realtime, batch, lately, max(0.0, grown) if aborted else grown, ttft_s, fresh
+            where, realtime, batch, lately, max(0.0, grown) if aborted else grown, ttft_s, fresh, kept
         )
         self._window.add(now_s, met)
 
@@ -339,11 +355,23 @@ class Gate:
         self._lane.set(at_s, sum(worker.in_flight for worker in self._workers.values()))
         self._set_realtime(self._lane.last + self._direct, at_s, now_s)
 
+    def _kept_from_silence(self, sent_at_s: float, batch: float) -> tuple[float, int]:
+        """Which part of the last silence's batch a call has met, and which silence that was."""
+        if self._settings.can_abort or self._drained is None:
+            return 0.0, 0
+        woken_s, before, silence = self._drained
+        kept = batch / before
+        met = 0 <= sent_at_s - woken_s < _DRAIN_S and kept > _DRAINED_PART
+        return (min(1.0, kept) if met else 0.0), silence
+
     def _set_realtime(self, calls: float, at_s: float, now_s: float) -> None:
         if calls > 0:
             self._called_at_s = now_s
             if self._silent_s(now_s) >= _SILENCE_S:
                 self._woken_at_s = now_s
+                silence = situation(0, self._silent_s(now_s))
+                batch = self._batch.at(at_s)
+                self._drained = (at_s - _BOOK_EVERY_S, batch, silence) if batch >= 8 else None
             self._silent_since.set(at_s, _NEVER)
         elif self._silent_since.last == _NEVER:
             self._silent_since.set(at_s, at_s)
@@ -380,7 +408,7 @@ class Gate:
             self._call_s = self._window.call_s()
             free = max(1e-3, 1 - aim.quantile - plan.alone_too_slow)
             used = (plan.too_slow - plan.alone_too_slow) / free
-            self._spend = min(2.0, max(0.15, 1 + 2 * (0.8 - used)))
+            self._spend = min(_MOST_SPEND, max(_LEAST_SPEND, 1 + _SPEND_GAIN * (_TO_USE - used)))
 
     def _forget_gone(self, now_s: float) -> None:
         if self._direct and self._engine and now_s - self._engine.at_s > STALE_AFTER_S:

@@ -36,20 +36,24 @@ _KEPT = 96
 _SILENCES = (0.0, 0.5, 2.0, 8.0, 30.0)
 #: ... or real-time calls in flight, at least.
 _LEVELS = (1, 2, 3, 5, 7, 10, 14, 19, 26, 36, 50, 70, 100, 140, 200, 280, 400)
-#: Situations of long silence, and what part of the slow calls is theirs.
+#: Situations of long silence, and what part of the slow calls they may have.
 _LONG_SILENCES = 2
-_FOR_SILENCE = 0.6
+_FOR_SILENCE = 1.0
 SITUATIONS = len(_SILENCES) + len(_LEVELS)
 #: A situation with few calls of its own borrows the spread of all calls, as so many of its own.
 _BORROWED = 40.0
-_BORROWED_IN_SILENCE = 5.0
-#: A P99 of some thousand calls is not known better than this: the line is drawn so much lower.
-_DOUBT = 0.025
+_BORROWED_IN_SILENCE = 2.0
+#: What a P99 is not known by, over the root of the number of calls: the line is drawn so much lower.
+_DOUBT = 0.4
+#: How luck grows with the expected time: 0 not at all, 1 in proportion.
+_LUCK_GROWS = 0.6
 #: Long steps that a call meets when batch is aborted for it: the rest of the one that runs, and now
 #: and then the one that was planned before the abort was heard.
 _STEPS_UNTIL_ABORT = 1.0
 #: Before the first call, one is expected after this silence.
 _FIRST_AFTER_S = 60.0
+#: Calls that meet what ran in a silence, where it can't be aborted and takes seconds to leave.
+_WHILE_DRAINING = 20.0
 #: A situation that was met for less time has no say of its own.
 _KNOWN_AFTER_S = 3.0
 _UNKNOWN = 4
@@ -70,7 +74,8 @@ class Met:
     situation: shortly before it came, as the gate could still have known it.
     realtime, batch: in flight when it came. lately: batch in flight over the seconds before.
     grown: how many sequences joined in between, less those that left. aborted: batch was aborted
-    when it came, so that it met its long steps only at first.
+    when it came, so that it met its long steps only at first. kept: if not 0, the call is charged
+    to the silence before it, and this part of the batch of that silence was still there.
     """
 
     situation: int
@@ -80,6 +85,7 @@ class Met:
     grown: float
     ttft_s: float
     aborted: bool = False
+    kept: float = 0.0
     weight: float = 1.0
 
 
@@ -198,7 +204,8 @@ def make_plan(window: Window, curve: Curve, aim: Aim, spend: float, trusted: flo
         for luck, met in zip(lucks, calls, strict=True)
     ]
     baseline = weighted_quantile(alone, aim.quantile)
-    line = baseline * (1 + max(aim.target - _DOUBT, aim.target / 2))
+    doubt = _DOUBT / math.sqrt(total)
+    line = baseline * (1 + max(aim.target - doubt, aim.target / 2))
     slow = sum(met.weight for met in calls if met.ttft_s > line) / total
     alone_slow = sum(weight for ttft_s, weight in alone if ttft_s > line) / total
     prices = _Prices(window.seconds(), calls, lucks, curve, line, aim, trusted)
@@ -212,21 +219,26 @@ def _luck(met: Met, curve: Curve) -> float:
     sequences.
 
     Part of a call's luck grows with the step (when in a step it came), part does not (how long
-    its prompt is): half-way between, it grows with the root of the expected time.
+    its prompt is). A call that met a batch that was just being aborted tells nothing of a bad luck.
     """
     expected_s = max(curve.ttft_s(met.realtime + met.batch), 1e-9)
-    return (met.ttft_s - expected_s) / math.sqrt(expected_s)
+    luck: float = (met.ttft_s - expected_s) / expected_s**_LUCK_GROWS
+    return min(0.0, luck) if met.aborted else luck
 
 
 def _with_luck(expected_s: float, luck: float) -> float:
     """The time that a call of that luck takes where so much is expected."""
-    return max(0.0, expected_s + luck * math.sqrt(expected_s))
+    return max(0.0, expected_s + luck * expected_s**_LUCK_GROWS)
 
 
 def _without_luck(ttft_s: float, luck: float) -> float:
     """The inverse: what must be expected for a call of that luck to take so long."""
-    root = (math.sqrt(luck * luck + 4 * ttft_s) - luck) / 2
-    return root * root
+    # Newton's method: the right side is smooth and nearly straight.
+    found: float = max(ttft_s, 1e-6)
+    for _ in range(6):
+        found -= (found + luck * found**_LUCK_GROWS - ttft_s) / max(0.2, 1 + luck * _LUCK_GROWS * found ** (_LUCK_GROWS - 1))
+        found = max(found, 1e-6)
+    return found
 
 
 class _Prices:
@@ -254,6 +266,9 @@ class _Prices:
             woken.append(((line_s - _with_luck(curve.ttft_s(0), luck)) / per_sequence, met.weight))
             if met.aborted:
                 bearable = met.realtime + met.batch + (line_s - met.ttft_s) / per_sequence
+            if met.kept > 0:
+                # Twice the batch then is twice the batch that is left now.
+                bearable = max(0.0, bearable - met.realtime) / met.kept
             own[met.situation].append((bearable - met.grown, met.weight))
         all_calls = _Tail(pool)
         all_woken = _Tail(woken) if aim.can_abort else all_calls
@@ -275,9 +290,9 @@ class _Prices:
     def solve(self, free: float, spend: float) -> list[float]:
         """Sequences by situation. free: calls that batch may make slow, in all.
 
-        Long silences have their own part of these, whatever the correction: a mistake about busy
-        times must not empty the engine when nobody is there. Not so where batch can't be aborted:
-        then the end of a silence costs more calls than a plan can tell.
+        Long silences are served first, whatever the correction: a mistake about busy times must
+        not empty the engine when nobody is there, and what they cost lowers the correction for the
+        others. Not so where batch can't be aborted: then the end of a silence costs many calls.
         """
         own_part = _LONG_SILENCES if self._can_abort else 0
         quiet = _taken(self._choices[:own_part], _FOR_SILENCE * free)
@@ -337,7 +352,8 @@ def _choices(
     calls = own.total
     if silent:
         # A silence is only as harmless as it was long.
-        calls = max(calls, seconds / (seconds + _FIRST_AFTER_S))
+        many = 1.0 if aim.can_abort else _WHILE_DRAINING
+        calls = max(calls, many * seconds / (seconds + _FIRST_AFTER_S))
     borrowed = _BORROWED_IN_SILENCE if silent else _BORROWED
     most = aim.highest if silent else min(aim.highest, trusted)
     found = []
