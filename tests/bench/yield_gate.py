@@ -22,6 +22,8 @@ _HEARTBEAT_S = 1.0
 _TRANSPORT_S = (0.005, 0.03)
 #: The gate is asked this often, besides after each signal.
 _TICK_S = 0.1
+#: A batch-worker that starts hears what goes on before it sends anything.
+_LISTEN_S = 1.5
 
 
 class Backhaul:
@@ -74,6 +76,7 @@ class Backhaul:
             self.gate.batch_in_flight(world.in_flight, now_s + self._later_s)
         if ask:
             self._tick_s = now_s + _TICK_S
+        if ask and now_s >= _LISTEN_S:
             decision = self.gate.decide(now_s + self._later_s)
             above = decision.abort_above
             if not self.limits or self.limits[-1][1] != decision.limit:

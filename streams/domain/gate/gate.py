@@ -288,7 +288,9 @@ class Gate:
             return None
         woken = now_s - self._woken_at_s < _WAKE_S
         if self._batch.last > limit + (
-            _ABORT_WOKEN if woken else max(_ABORT_LEAST, _ABORT_PART * (limit + self._realtime.last))
+            _ABORT_WOKEN
+            if woken
+            else max(_ABORT_LEAST, _ABORT_PART * (limit + self._realtime.last))
         ):
             self._aborted_at_s = now_s
             return limit
@@ -347,7 +349,14 @@ class Gate:
         if not fresh:
             self._curve.first(realtime + batch, ttft_s)
         met = Met(
-            where, realtime, batch, lately, max(0.0, grown) if aborted else grown, ttft_s, fresh, kept
+            where,
+            realtime,
+            batch,
+            lately,
+            max(0.0, grown) if aborted else grown,
+            ttft_s,
+            fresh,
+            kept,
         )
         self._window.add(now_s, met)
 

@@ -43,7 +43,8 @@ SITUATIONS = len(_SILENCES) + len(_LEVELS)
 #: A situation with few calls of its own borrows the spread of all calls, as so many of its own.
 _BORROWED = 40.0
 _BORROWED_IN_SILENCE = 2.0
-#: What a P99 is not known by, over the root of the number of calls: the line is drawn so much lower.
+#: By how much a P99 of one call would not be known; with the root of their number it is known
+#: better. The line is drawn so much lower.
 _DOUBT = 0.4
 #: How luck grows with the expected time: 0 not at all, 1 in proportion.
 _LUCK_GROWS = 0.6
@@ -219,16 +220,18 @@ def _luck(met: Met, curve: Curve) -> float:
     sequences.
 
     Part of a call's luck grows with the step (when in a step it came), part does not (how long
-    its prompt is). A call that met a batch that was just being aborted tells nothing of a bad luck.
+    its prompt is). A call that met a batch that was just being aborted or had yet to
+    leave tells nothing of bad luck.
     """
     expected_s = max(curve.ttft_s(met.realtime + met.batch), 1e-9)
     luck: float = (met.ttft_s - expected_s) / expected_s**_LUCK_GROWS
-    return min(0.0, luck) if met.aborted else luck
+    return min(0.0, luck) if met.aborted or met.kept else luck
 
 
 def _with_luck(expected_s: float, luck: float) -> float:
     """The time that a call of that luck takes where so much is expected."""
-    return max(0.0, expected_s + luck * expected_s**_LUCK_GROWS)
+    taken: float = expected_s + luck * expected_s**_LUCK_GROWS
+    return max(0.0, taken)
 
 
 def _without_luck(ttft_s: float, luck: float) -> float:
@@ -236,7 +239,9 @@ def _without_luck(ttft_s: float, luck: float) -> float:
     # Newton's method: the right side is smooth and nearly straight.
     found: float = max(ttft_s, 1e-6)
     for _ in range(6):
-        found -= (found + luck * found**_LUCK_GROWS - ttft_s) / max(0.2, 1 + luck * _LUCK_GROWS * found ** (_LUCK_GROWS - 1))
+        found -= (found + luck * found**_LUCK_GROWS - ttft_s) / max(
+            0.2, 1 + luck * _LUCK_GROWS * found ** (_LUCK_GROWS - 1)
+        )
         found = max(found, 1e-6)
     return found
 
