@@ -19,7 +19,7 @@ from pathlib import Path
 from streams.domain.gate.gate import GateSettings
 from streams.simulator.engine import EngineSpec
 from streams.simulator.engine_lengths import NAIVE_CALLS
-from tests.bench import yield_page, yield_plot
+from tests.bench import yield_live, yield_page, yield_plot
 from tests.bench.yield_gate import Backhaul
 from tests.bench.yield_policies import StaticCap
 from tests.bench.yield_runs import LEVELS, SEEDS, Score, best, run_all
@@ -44,6 +44,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("build/bench-yield"))
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many")
     parser.add_argument("--trace", choices=tuple(TRACES), action="append", help="only these")
+    parser.add_argument("--live", action="store_true", help="see tests/bench/yield_live.py")
+    if "--live" in sys.argv[1:]:
+        return yield_live.main([arg for arg in sys.argv[1:] if arg != "--live"])
     options = parser.parse_args()
     started = time.monotonic()
     traces = options.trace or list(TRACES)
