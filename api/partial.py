@@ -29,6 +29,8 @@ UNFINISHED = (BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING, BatchStatus.CANCE
 MAX_KEPT_LINES = 1_000_000
 #: Indexes brought up to date at once.
 _AT_ONCE = 4
+#: Lines taken in between two turns of the event loop: a few milliseconds.
+_LINES_AT_ONCE = 4096
 
 
 class _Ranges:
@@ -62,7 +64,7 @@ class PartialBatch:
             if prefix > self.files.lines:
                 async with free:
                     await self._add_new_segments()
-                self.files.extend(prefix)
+                await self._extend(prefix)
 
     async def read(self, start: int, end: int, *, output: bool) -> AsyncGenerator[bytes, None]:
         """The bytes [start, end), all of them certain. Raises ObjectStoreError."""
@@ -72,12 +74,18 @@ class PartialBatch:
     async def _add_new_segments(self) -> None:
         known = {source.key for source in self._sources}
         new = [s for s in await self._reader.segments(self._prefix) if s.key not in known]
-        first = len(self._sources)
-        found = [indexed async for indexed in self._reader.indexes(new)]
-        # All or none, so that what failed is read again by the next.
-        for number, entries in found:
-            self.files.add(first + number, entries)
-        self._sources += new
+        async for number, entries in self._reader.indexes(new):
+            # One whole segment at a time: if this is broken off, the others are still new.
+            self.files.add(len(self._sources), entries)
+            self._sources.append(new[number])
+            await asyncio.sleep(0)
+
+    async def _extend(self, prefix: int) -> None:
+        before = -1
+        while before < self.files.lines < prefix:
+            before = self.files.lines
+            self.files.extend(min(prefix, before + _LINES_AT_ONCE))
+            await asyncio.sleep(0)
 
     async def _bytes_of(self, piece: Piece) -> bytes:
         texts = await self._reader.lines(self._sources, piece.spans)

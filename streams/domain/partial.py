@@ -77,13 +77,14 @@ class PartialFiles:
         at = begin
         while at < end:
             span = self._winners.span(line)
-            if span is not None and ends[line] > at:
+            if span is not None:
                 if spans and size + span.length > PIECE_BYTES:
                     yield Piece(tuple(spans), max(start - begin, 0), min(end - begin, size))
                     spans, size, begin = [], 0, at
                 spans.append(span)
                 size += span.length
             at = ends[line]
-            line += 1
+            # Past the lines that are in the other file.
+            line = bisect_right(ends, at, line)
         if spans:
             yield Piece(tuple(spans), max(start - begin, 0), min(end - begin, size))

@@ -153,20 +153,26 @@ async def test_whatever_was_read_begins_the_final_file(
     follower = PartialOutputs(running.store)
     held = {True: b"", False: b""}
     offset = 0
-    for lines, how in events:
+
+    async def look() -> None:
+        for output, before in held.items():
+            partial = PartialOutputs(running.store) if cold else follower
+            held[output] = before + await _read(partial, running, output, len(before))
+
+    for number, (lines, how) in enumerate(events, 1):
         copies = [_copy(line, offset + n, kind) for n, (line, kind) in enumerate(lines)]
-        if how != "announced":
-            # The collector was killed before it told, or told but was not believed: the next one
-            # packs the same outcomes again.
-            running.stored(*copies[: len(copies) // 2 + 1])
+        offset += len(copies)
+        if how == "lost":
+            # The collector is killed before it tells; the next one packs the same outcomes
+            # again, unless the batch has been cancelled by then.
+            running.stored(*copies)
+            await look()
+            if number == len(events):
+                break
         running.announced(*copies)
         if how == "twice":
             running.announced(*copies)
-        offset += len(copies)
-        if cold:
-            follower = PartialOutputs(running.store)
-        for output, before in held.items():
-            held[output] = before + await _read(follower, running, output, len(before))
+        await look()
     final = await running.final(reason)
     for output, bytes_held in held.items():
         assert final[output].startswith(bytes_held)
