@@ -76,7 +76,7 @@ class EngineBehaviour:
             yield call.completion_tokens - given
 
     def gauges(self) -> Mapping[str, float]:
-        """See Behaviour; also what a step takes now, and how full the cache is."""
+        """See Behaviour; also how full the KV cache is, 1 is all of it."""
         engine = self._engine
         return {
             "running": engine.running,

@@ -26,7 +26,6 @@ _GAUGES = (
 _COUNTERS = (
     ("vllm:prompt_tokens", "Prompt tokens taken in.", "prompt_tokens"),
     ("vllm:generation_tokens", "Tokens generated.", "generated_tokens"),
-    ("vllm:request_success", "Requests answered whole.", "finished"),
     ("vllm:num_preemptions", "Preemptions of requests that were answered.", "preemptions"),
 )
 _HISTOGRAMS = (
@@ -68,6 +67,12 @@ class _Page(Collector):
 
 
 def _totals(engines: Iterable[tuple[str, EngineBehaviour]]) -> Iterator[Metric]:
+    success = CounterMetricFamily(
+        "vllm:request_success", "Requests answered whole.", labels=(*_LABELS, "finished_reason")
+    )
+    for model, behaviour in engines:
+        success.add_metric([model, "stop"], behaviour.counts.finished)
+    yield success
     for name, text, key in _COUNTERS:
         counter = CounterMetricFamily(name, text, labels=_LABELS)
         for model, behaviour in engines:
