@@ -3,7 +3,7 @@
 exit 0    stopped when told to
 exit 1    a defect, or the log was replaced: start it again
 exit 69   Kafka, a topic, the object store or the port is not there
-exit 78   settings or the upstream table are wrong
+exit 78   settings, the upstream table or the price book are wrong
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import structlog
 from api.app import serve
 from api.read_model.follower import LogReplaced
 from api.read_model.store import ReadModelError
+from streams.domain.billing.prices import PriceBookError
 from streams.domain.upstreams import UpstreamTableError
 from streams.kafka.errors import KafkaBaseError
 from streams.log import configure
@@ -45,7 +46,7 @@ def main() -> int:
             runner.run(_serve(settings))
     except LogReplaced as error:
         return _failed(error, _EXIT_DEFECT)
-    except UpstreamTableError as error:
+    except (UpstreamTableError, PriceBookError) as error:
         return _failed(error, _EXIT_CONFIG)
     except (KafkaBaseError, ObjectStoreError, ReadModelError, OSError) as error:
         return _failed(error, _EXIT_UNAVAILABLE)

@@ -49,6 +49,7 @@ from streams.kafka.identity import cluster_identity
 from streams.kafka.producer import RecordProducer
 from streams.kafka.reader import TopicReader
 from streams.ports.object_store import ObjectNotFoundError, ObjectStore
+from streams.prices import load_prices
 from streams.rendering.renderer import Renderer
 from streams.settings import Settings, load_upstreams
 
@@ -96,10 +97,12 @@ async def assembled(
 ) -> AsyncIterator[tuple[Gateway, asyncio.Task[None]]]:
     """A gateway on any log and store, and the task that follows the log, which must not end.
 
-    read_model: its file; None for one in memory. Raises KafkaBaseError, ReadModelError.
+    read_model: its file; None for one in memory. Raises KafkaBaseError, ReadModelError,
+    PriceBookError.
     """
     clock = clock or SystemClock()
     timeouts = timeouts or Timeouts()
+    prices = load_prices(settings, clock, metrics)
     async with AsyncExitStack() as stack:
         rows = await ReadModelStore.open(read_model, identity=await identity(), clock=clock)
         stack.push_async_callback(rows.close)
@@ -142,6 +145,7 @@ async def assembled(
             lane=lane,
             forecasts=forecasts,
             partial=PartialOutputs(object_store),
+            prices=prices,
             timeouts=timeouts,
         )
         yield gateway, following
@@ -150,7 +154,8 @@ async def assembled(
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Runs the gateway until `stop` is set.
 
-    Raises KafkaBaseError, ObjectStoreError, UpstreamTableError, ReadModelError, OSError.
+    Raises KafkaBaseError, ObjectStoreError, UpstreamTableError, ReadModelError, PriceBookError,
+    OSError.
     """
     upstreams = load_upstreams(settings)
     object_store = open_store(settings.resolved_store_url)

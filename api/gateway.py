@@ -34,6 +34,7 @@ from streams.domain.clock import Clock
 from streams.domain.upstreams import UpstreamTable
 from streams.kafka.producer import Place
 from streams.ports.object_store import ObjectStore
+from streams.prices import Prices
 from streams.rendering.renderer import Renderer
 from streams.settings import Settings
 
@@ -89,6 +90,7 @@ class Gateway:
     lane: Lane
     forecasts: Forecasts
     partial: PartialOutputs
+    prices: Prices
     timeouts: Timeouts = Timeouts()
     #: Each upload holds a megabyte or two.
     uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_UPLOADS))
@@ -103,8 +105,8 @@ class Gateway:
     )
 
     def shown(self, batch: BatchSnapshot) -> JSON:
-        """The Batch object, with what is foreseen for it."""
-        return views.batch(batch, self.forecasts.of(batch))
+        """The Batch object, with its cost and what is foreseen for it."""
+        return views.batch(batch, self.forecasts.of(batch), self.prices.current())
 
     async def publish(self, topic: Topic, key: str, record: Record) -> bool:
         """Sends a record and waits until it was read back; False if that took too long.

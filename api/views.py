@@ -10,7 +10,11 @@ from aiohttp import web
 
 from api.forecasts import Foreseen
 from api.partial import UNFINISHED
+from api.read_model.schema import ended_at_ms
 from schemas.records import BatchError, BatchSnapshot, FileRecord
+from streams.domain.billing.batches import batch_cost
+from streams.domain.billing.cost import Cost, money
+from streams.domain.billing.prices import PriceBook
 from streams.domain.ids import error_file_id, output_file_id
 
 JSON = dict[str, Any]
@@ -23,7 +27,7 @@ def answer(body: JSON, headers: Mapping[str, str] | None = None) -> web.Response
     )
 
 
-def batch(snapshot: BatchSnapshot, foreseen: Foreseen) -> JSON:
+def batch(snapshot: BatchSnapshot, foreseen: Foreseen, prices: PriceBook | None) -> JSON:
     """A Batch, with every field that OpenAI's has."""
     usage = snapshot.usage
     return {
@@ -59,8 +63,9 @@ def batch(snapshot: BatchSnapshot, foreseen: Foreseen) -> JSON:
             "total_tokens": usage.input_tokens + usage.output_tokens,
         },
         "metadata": snapshot.metadata or None,
-        # These are ours: what is foreseen, what live control shows, where files can be read before
-        # they are whole, and the versions of stored prompts that its lines use, for ever.
+        # These are ours: what it costs, what is foreseen, what live control shows, where files can
+        # be read before they are whole, and the versions of stored prompts that its lines use.
+        "cost": _cost(snapshot, prices),
         "eta": foreseen.eta,
         "at_risk": foreseen.at_risk,
         "queue_position": foreseen.queue_position,
@@ -102,6 +107,24 @@ def page(data: Sequence[JSON], *, has_more: bool) -> JSON:
         "last_id": data[-1]["id"] if data else None,
         "has_more": has_more,
     }
+
+
+def amounts(cost: Cost) -> JSON:
+    """Money, as decimal strings of the currency's major unit."""
+    return {
+        "list": money(cost.list_micros),
+        "discount": money(cost.discount_micros),
+        "billed": money(cost.billed_micros),
+        "currency": cost.currency,
+    }
+
+
+def _cost(snapshot: BatchSnapshot, prices: PriceBook | None) -> JSON | None:
+    found = None if prices is None else batch_cost(prices, snapshot)
+    if found is None:
+        return None
+    running = ended_at_ms(snapshot) is None
+    return {**amounts(found), "status": "estimate" if running else "confirmed"}
 
 
 def _partial_files(snapshot: BatchSnapshot) -> JSON:

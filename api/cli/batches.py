@@ -23,6 +23,7 @@ from api.cli.terminal import note, out, out_json, printable
 from api.cli.view import (
     BatchView,
     ago,
+    cost_text,
     counts_text,
     duration,
     error_lines,
@@ -125,6 +126,7 @@ def _fields(view: BatchView, batch: Json) -> list[tuple[str, str]]:
     if view.input_tokens or view.output_tokens:
         fields.append(("tokens", f"{view.input_tokens:,} in, {view.output_tokens:,} out"))
     fields += [
+        ("cost", cost_text(view)),
         ("input", view.input_file_id or ""),
         ("output", view.output_file_id or ""),
         ("errors", view.error_file_id or ""),

@@ -35,6 +35,7 @@ class BatchView:
     errors: tuple[Mapping[str, Any], ...]
     input_tokens: int
     output_tokens: int
+    cost: Mapping[str, Any]
     metadata: Mapping[str, str]
     prompts: tuple[Mapping[str, Any], ...]
     unused_variables: int
@@ -87,6 +88,7 @@ def view_of(batch: Mapping[str, Any]) -> BatchView:
         errors=tuple((batch.get("errors") or {}).get("data") or ()),
         input_tokens=int(usage.get("input_tokens") or 0),
         output_tokens=int(usage.get("output_tokens") or 0),
+        cost=batch.get("cost") or {},
         metadata=batch.get("metadata") or {},
         prompts=tuple(batch.get("prompts") or ()),
         unused_variables=int((batch.get("warnings") or {}).get("unused_variables") or 0),
@@ -155,6 +157,16 @@ def forecast_text(view: BatchView, now: float) -> str:
     return f"{duration(view.eta - now)} left{', at risk' if view.at_risk else ''}"
 
 
+def cost_text(view: BatchView) -> str:
+    """`1.234567 usd (2.469134 at list price), so far`; empty where nothing is priced."""
+    cost = view.cost
+    if not cost:
+        return ""
+    so_far = "" if cost.get("status") == "confirmed" else ", so far"
+    text = f"{cost.get('billed')} {cost.get('currency')} ({cost.get('list')} at list price)"
+    return printable(text) + so_far
+
+
 def error_lines(errors: Sequence[Mapping[str, Any]]) -> list[str]:
     """The validation errors, one a line, up to a number."""
     shown = []
@@ -195,6 +207,8 @@ def summary_lines(view: BatchView) -> list[str]:
     lines = [f"{view.id} {view.status}", f"{counts_text(view)}{took}"]
     if view.input_tokens or view.output_tokens:
         lines.append(f"tokens: {view.input_tokens:,} in, {view.output_tokens:,} out")
+    if view.cost:
+        lines.append(f"cost: {cost_text(view)}")
     lines += error_lines(view.errors)
     lines += [f"warning: {text}" for text in warning_lines(view)]
     if view.output_file_id or view.error_file_id:

@@ -22,7 +22,7 @@ from schemas.records.batches import (
     PinnedPrompt,
 )
 from schemas.records.commands import BatchCancel, BatchChange, BatchCreate, BatchPause, BatchResume
-from schemas.records.common import ClaimCheck, ObjectRef, Usage
+from schemas.records.common import ClaimCheck, ModelUsage, ObjectRef, Usage
 from schemas.records.forecasts import BatchForecast, BatchForecasts
 from schemas.records.lines import (
     CollectedLine,
@@ -92,6 +92,7 @@ __all__ = [
     "FileRecord",
     "IntakeTask",
     "LineUsage",
+    "ModelUsage",
     "ObjectRef",
     "OpenRetry",
     "Outcome",

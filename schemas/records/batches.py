@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
-from schemas.records.common import ObjectRef, Usage
+from schemas.records.common import ModelUsage, ObjectRef, Usage
 
 
 class PinnedPrompt(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,3 +169,4 @@ class BatchSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     estimated_input_tokens: int = 0
     origin_batch_id: str | None = None
     accepted_prefix: int = 0
+    usage_by_model: tuple[ModelUsage, ...] = ()

@@ -29,3 +29,10 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
+
+
+class ModelUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """Token counts of one model's lines."""
+
+    model: str
+    usage: Usage

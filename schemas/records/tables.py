@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from schemas.records.batches import AssembleReason, BatchError, BatchStatus, PinnedPrompt
-from schemas.records.common import ObjectRef, Usage
+from schemas.records.common import ModelUsage, ObjectRef, Usage
 
 
 class OpenRetry(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +27,7 @@ class ChunkRow(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
     usage: Usage = Usage()
     retries: tuple[OpenRetry, ...]
+    by_model: tuple[ModelUsage, ...] = ()
 
 
 class BatchRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,3 +70,4 @@ class BatchRow(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     paused_at_ms: int | None = None
     origin_batch_id: str | None = None
+    final_by_model: tuple[ModelUsage, ...] = ()

@@ -10,7 +10,8 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from schemas.records import ChunkRow, CollectedLine, OpenRetry, OutcomeKind, Usage
+from schemas.records import ChunkRow, CollectedLine, ModelUsage, OpenRetry, OutcomeKind, Usage
+from streams.domain.billing.tokens import add, add_by_model
 
 #: Lines of one chunk. A row of 512 is about 150 bytes: small enough to write after every event.
 CHUNK_LINES = 512
@@ -18,15 +19,20 @@ _BITMAP_BYTES = CHUNK_LINES // 8
 _FULL = (1 << CHUNK_LINES) - 1
 _NO_RETRIES: Mapping[int, OpenRetry] = {}
 _NO_USAGE = Usage()
+_NO_MODELS: Mapping[str, Usage] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Sums over accepted lines."""
+    """Sums over accepted lines.
+
+    by_model: the usage's parts, in batches with several models; empty in others.
+    """
 
     completed: int = 0
     failed: int = 0
     usage: Usage = _NO_USAGE
+    by_model: Mapping[str, Usage] = field(default_factory=lambda: _NO_MODELS)
 
     @property
     def accepted(self) -> int:
@@ -38,7 +44,8 @@ class Counts:
         return Counts(
             self.completed + other.completed,
             self.failed + other.failed,
-            _sum_usage(self.usage, other.usage),
+            add(self.usage, other.usage),
+            add_by_model(self.by_model, other.by_model) if other.by_model else self.by_model,
         )
 
 
@@ -86,8 +93,13 @@ def chunk_key(batch_id: str, chunk: int) -> str:
     return f"{batch_id}/{chunk}"
 
 
-def accept(ledger: Ledger, outcomes: Iterable[CollectedLine], offset: int) -> Accepted:
-    """Folds the outcomes of one event, all of this chunk, into its ledger."""
+def accept(
+    ledger: Ledger, outcomes: Iterable[CollectedLine], offset: int, models: Sequence[str] = ()
+) -> Accepted:
+    """Folds the outcomes of one event, all of this chunk, into its ledger.
+
+    models: the event's, if the batch has several, so that its usage is to be known by model.
+    """
     if offset <= ledger.watermark:
         return Accepted(ledger, 0, (), Counts(), ())
     bits, mask = ledger.accepted, 0
@@ -109,13 +121,13 @@ def accept(ledger: Ledger, outcomes: Iterable[CollectedLine], offset: int) -> Ac
                 line=outcome.line, attempt=outcome.attempt, not_before_ms=outcome.retry_at_ms
             )
             retries[outcome.line] = opened[outcome.line] = retry
-    gained = count(lines)
+    gained = count(lines, models)
     folded = Ledger(offset, bits, ledger.counts.plus(gained), retries or _NO_RETRIES)
     return Accepted(folded, mask, lines, gained, tuple(opened.values()))
 
 
-def count(lines: Sequence[CollectedLine]) -> Counts:
-    """The sums over these lines."""
+def count(lines: Sequence[CollectedLine], models: Sequence[str] = ()) -> Counts:
+    """The sums over these lines; also by model, if the names of the lines' models are given."""
     completed = read = cached = wrote = reasoned = 0
     for line in lines:
         completed += line.kind is OutcomeKind.COMPLETED
@@ -127,7 +139,28 @@ def count(lines: Sequence[CollectedLine]) -> Counts:
     usage = Usage(
         input_tokens=read, cached_tokens=cached, output_tokens=wrote, reasoning_tokens=reasoned
     )
-    return Counts(completed, len(lines) - completed, usage)
+    by_model = _by_model(lines, models) if models else _NO_MODELS
+    return Counts(completed, len(lines) - completed, usage, by_model)
+
+
+def _by_model(lines: Sequence[CollectedLine], models: Sequence[str]) -> Mapping[str, Usage]:
+    found: dict[str, Usage] = {}
+    for line in lines:
+        # A line that names no model never ran, and so has used nothing.
+        if 0 <= line.model < len(models):
+            name = models[line.model]
+            found[name] = add(found.get(name, _NO_USAGE), line.usage)
+    return found
+
+
+def packed_models(counts: Counts) -> tuple[ModelUsage, ...]:
+    """The usage by model as records carry it."""
+    return tuple([ModelUsage(model=m, usage=counts.by_model[m]) for m in sorted(counts.by_model)])
+
+
+def unpacked_models(packed: Sequence[ModelUsage]) -> Mapping[str, Usage]:
+    """The usage by model in a record."""
+    return {part.model: part.usage for part in packed} if packed else _NO_MODELS
 
 
 def total(ledgers: Iterable[Ledger]) -> Counts:
@@ -176,6 +209,7 @@ def to_row(batch_id: str, chunk: int, ledger: Ledger) -> ChunkRow:
         completed=ledger.counts.completed,
         failed=ledger.counts.failed,
         usage=ledger.counts.usage,
+        by_model=packed_models(ledger.counts),
         retries=tuple(ledger.retries[line] for line in sorted(ledger.retries)),
     )
 
@@ -185,7 +219,7 @@ def from_row(row: ChunkRow) -> Ledger:
     return Ledger(
         watermark=row.watermark,
         accepted=int.from_bytes(row.accepted, "little"),
-        counts=Counts(row.completed, row.failed, row.usage),
+        counts=Counts(row.completed, row.failed, row.usage, unpacked_models(row.by_model)),
         retries={retry.line: retry for retry in row.retries} or _NO_RETRIES,
     )
 
@@ -193,12 +227,3 @@ def from_row(row: ChunkRow) -> Ledger:
 def _is_news(known: OpenRetry | None, outcome: CollectedLine) -> bool:
     # A line may run twice after a crash; the second report of the same attempt opens nothing.
     return known is None or outcome.attempt > known.attempt
-
-
-def _sum_usage(a: Usage, b: Usage) -> Usage:
-    return Usage(
-        input_tokens=a.input_tokens + b.input_tokens,
-        cached_tokens=a.cached_tokens + b.cached_tokens,
-        output_tokens=a.output_tokens + b.output_tokens,
-        reasoning_tokens=a.reasoning_tokens + b.reasoning_tokens,
-    )

@@ -169,6 +169,7 @@ def outcome(
     attempt: int = 1,
     done_offset: int = 0,
     retry_at_ms: int = 0,
+    model: int = 0,
 ) -> CollectedLine:
     """What became of a line; its usage follows from its number, so that bills can be compared."""
     usage = Usage(input_tokens=line + 1, output_tokens=2) if kind is not OutcomeKind.RETRY else None
@@ -178,13 +179,17 @@ def outcome(
         kind=kind,
         attempt=attempt,
         retry_at_ms=retry_at_ms,
-        model=0,
+        model=model,
         usage=usage or Usage(),
     )
 
 
 def segment(
-    outcomes: Iterable[CollectedLine], batch_id: str = BATCH, *, at_ms: int = CREATED_MS + 2000
+    outcomes: Iterable[CollectedLine],
+    batch_id: str = BATCH,
+    *,
+    at_ms: int = CREATED_MS + 2000,
+    models: tuple[str, ...] = ("m",),
 ) -> SegmentWritten:
     """A segment of these outcomes."""
     return SegmentWritten(
@@ -193,7 +198,7 @@ def segment(
         tenant=TENANT,
         at_ms=at_ms,
         partition=0,
-        models=("m",),
+        models=models,
         lines=tuple(outcomes),
     )
 

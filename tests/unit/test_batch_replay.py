@@ -56,7 +56,9 @@ def kind_of(line: int) -> OutcomeKind:
     return OutcomeKind.FAILED if line % 5 == 0 else OutcomeKind.COMPLETED
 
 
-EVERYTHING = [outcome(n, kind_of(n)) for n in range(TOTAL)]
+#: Lines of two models, so that the sums by model are folded, too.
+MODELS = ("m", "n")
+EVERYTHING = [outcome(n, kind_of(n), model=n % 2) for n in range(TOTAL)]
 
 
 @st.composite
@@ -71,15 +73,17 @@ def outcomes(draw: st.DrawFn) -> list[CollectedLine]:
 
 
 def _segment_at(lines: list[CollectedLine], at: int) -> Event:
-    return segment(lines, at_ms=CREATED_MS + 2000 + at)
+    return segment(lines, at_ms=CREATED_MS + 2000 + at, models=MODELS)
 
 
 segments = st.builds(_segment_at, outcomes(), st.integers(0, 1000))
 #: What another run of intake might find, after other versions were published.
 VALIDATIONS = [
-    validated(TOTAL),
-    validated(TOTAL, prompts=pinned(("s", 1, TOTAL))),
-    validated(TOTAL, prompts=pinned(("s", 2, 30), ("t", 1, 1000)), unused_variables=7),
+    validated(TOTAL, models=MODELS),
+    validated(TOTAL, models=MODELS, prompts=pinned(("s", 1, TOTAL))),
+    validated(
+        TOTAL, models=MODELS, prompts=pinned(("s", 2, 30), ("t", 1, 1000)), unused_variables=7
+    ),
 ]
 _OTHERS: list[Event] = [
     create(),
@@ -187,7 +191,7 @@ def but_for_counts(snapshot: BatchSnapshot) -> BatchSnapshot:
     """Of a running batch: a replay may know chunks of later events already, and counts those."""
     if snapshot.status is not BatchStatus.IN_PROGRESS:
         return snapshot
-    return replace(snapshot, completed=0, failed=0, usage=Usage())
+    return replace(snapshot, completed=0, failed=0, usage=Usage(), usage_by_model=())
 
 
 def check_tasks(controller: Controller) -> None:

@@ -36,12 +36,14 @@ def collect(
     batch: InProgress, chunks: Mapping[int, Ledger], event: SegmentWritten, offset: int
 ) -> Collected:
     """Accepts the event's outcomes, each chunk by its own watermark."""
+    # Of a batch with one model the usage by model is its whole usage: no line is looked at for it.
+    models = event.models if len(batch.work.models) > 1 else ()
     changed: dict[int, Ledger] = {}
     lines: list[CollectedLine] = []
     retries: list[OpenRetry] = []
     for chunk, outcomes in _by_chunk(event, batch.work.total).items():
         before = chunks.get(chunk) or Ledger()
-        accepted = accept(before, outcomes, offset)
+        accepted = accept(before, outcomes, offset, models)
         if accepted.ledger is not before:
             changed[chunk] = accepted.ledger
         lines += accepted.lines
@@ -51,7 +53,7 @@ def collect(
     if lines or retries:
         numbers = tuple([line.line for line in lines])
         settled = (SettleLines(batch.request.batch_id, numbers, tuple(retries)),)
-    return Collected(changed, count(lines), bill, settled)
+    return Collected(changed, count(lines, models), bill, settled)
 
 
 def _by_chunk(event: SegmentWritten, total: int) -> dict[int, list[CollectedLine]]:

@@ -340,7 +340,7 @@ def _hand_over(
         commands=batch.commands,
         status=status,
         work=work,
-        final=Counts(completed, total - completed, batch.frozen.usage),
+        final=replace(batch.frozen, completed=completed, failed=total - completed),
         finalizing_at_ms=batch.finalizing_at_ms,
         cancelling_at_ms=batch.cancelling_at_ms if isinstance(batch, Cancelling) else None,
         ended_at_ms=event_time(event.at_ms, batch.request),

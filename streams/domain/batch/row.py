@@ -17,7 +17,13 @@ from streams.domain.batch.state import (
     Validating,
     Work,
 )
-from streams.domain.ledger import Counts, Ledger, accepted_prefix
+from streams.domain.ledger import (
+    Counts,
+    Ledger,
+    accepted_prefix,
+    packed_models,
+    unpacked_models,
+)
 from streams.domain.ledger import total as sum_of
 
 #: The timestamp that goes with each way to end.
@@ -130,6 +136,7 @@ def snapshot_of(batch: Batch) -> BatchSnapshot:
         estimated_input_tokens=work.estimated_input_tokens if work else 0,
         origin_batch_id=request.origin_batch_id,
         accepted_prefix=prefix_of(batch),
+        usage_by_model=packed_models(counts),
         in_progress_at_ms=times.get("in_progress_at_ms"),
         finalizing_at_ms=times.get("finalizing_at_ms"),
         completed_at_ms=times.get("completed_at_ms"),
@@ -179,6 +186,7 @@ def to_row(batch: Batch) -> BatchRow:
         final_completed=counts.completed if frozen else 0,
         final_failed=counts.failed if frozen else 0,
         final_usage=counts.usage if frozen else Usage(),
+        final_by_model=packed_models(counts) if frozen and not ended else (),
         in_progress_at_ms=times.get("in_progress_at_ms"),
         finalizing_at_ms=times.get("finalizing_at_ms"),
         completed_at_ms=times.get("completed_at_ms"),
@@ -192,7 +200,12 @@ def to_row(batch: Batch) -> BatchRow:
 def from_row(row: BatchRow, chunks: Mapping[int, Ledger]) -> Batch:
     """The state that a row and the batch's chunks hold. Raises RowError."""
     request, work = _request(row), _work(row)
-    frozen = Counts(row.final_completed, row.final_failed, row.final_usage)
+    frozen = Counts(
+        row.final_completed,
+        row.final_failed,
+        row.final_usage,
+        unpacked_models(row.final_by_model),
+    )
     common: dict[str, Any] = {
         "request": request,
         "terms": Terms(priority=row.priority, expires_at_ms=row.expires_at_ms),

@@ -31,6 +31,14 @@ def split(usage: Usage) -> Mapping[TokenType, int]:
     }
 
 
+def add_by_model(a: Mapping[str, Usage], b: Mapping[str, Usage]) -> Mapping[str, Usage]:
+    """The sums of both, model by model."""
+    return {
+        **a,
+        **{model: add(a[model], used) if model in a else used for model, used in b.items()},
+    }
+
+
 def add(a: Usage, b: Usage) -> Usage:
     """The sums of both."""
     return Usage(
