@@ -22,7 +22,7 @@ from streams.domain.failures import FailureReason
 from streams.domain.ids import new_claim_id
 from streams.domain.outcome.judge import Answer, Attempt, Judge
 from streams.domain.outcome.retry import RetryPolicy
-from streams.domain.upstreams import Upstream, upstream_names
+from streams.domain.upstreams import Lane, Rewrite, Upstream
 from streams.kafka.failpoint import reach
 from streams.ports.inference import BlipError, InferenceClient, InferenceError
 from streams.ports.object_store import ObjectStore, ObjectStoreError
@@ -56,7 +56,7 @@ class Caller:
         self._prompts = prompts
         self._claim_check_bytes = claim_check_bytes
         self._random = random
-        self._names = upstream_names(upstream)
+        self._rewrite = Rewrite(upstream, Lane.BATCH)
         policy = RetryPolicy(upstream.max_attempts, upstream.first_retry_s, upstream.max_retry_s)
         self._judge = Judge(policy, random)
 
@@ -90,11 +90,11 @@ class Caller:
                 return None
         request: Request | Unsendable | None
         if item.pin:
-            request = await self._prompts.request(ready, item, raw, self._names)
+            request = await self._prompts.request(ready, item, raw, self._rewrite)
             if request is None:
                 return None
         else:
-            request = parse_request(raw, self._names) or Unsendable(FailureReason.INPUT_LOST)
+            request = parse_request(raw, self._rewrite) or Unsendable(FailureReason.INPUT_LOST)
         if isinstance(request, Unsendable):
             return self._unsent(line, request)
         if place is None:

@@ -10,7 +10,7 @@ for it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -25,6 +25,7 @@ from streams.domain.prompts.pins import PinsError
 from streams.domain.prompts.prompt import Prompt
 from streams.domain.prompts.request import UseError, prompt_use
 from streams.domain.prompts.template import RenderFailed, RenderTimeout, RenderTooLarge
+from streams.domain.upstreams import Rewrite
 from streams.rendering.renderer import RendererStoppedError
 
 
@@ -65,11 +66,11 @@ class PromptRequests:
         self._clock = clock
 
     async def request(
-        self, ready: ReadyLines, item: ReadyLine, raw: bytes, names: Mapping[str, bytes]
+        self, ready: ReadyLines, item: ReadyLine, raw: bytes, rewrite: Rewrite
     ) -> Request | Unsendable | None:
         """The request of a line in `raw`; None if its window is over.
 
-        names: as for parse_request().
+        rewrite: as for parse_request().
         """
         asked = _asked(raw, ready.endpoint)
         if asked is None:
@@ -81,8 +82,7 @@ class PromptRequests:
         if prompt is None:
             return None
         model = asked.model if asked.model is not None else prompt.model or ""
-        if model in names:
-            asked.fields["model"] = Raw(names[model])
+        asked.fields.update(rewrite.fields(model))
         shown = model[:MAX_MODEL_CHARS]
         try:
             rendered: Sequence[bytes] = ()

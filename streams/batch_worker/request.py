@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import msgspec
 
 from streams.domain.failures import FailureReason
 from streams.domain.outcome.render import NO_CUSTOM_ID
-from streams.domain.upstreams import renamed
+from streams.domain.upstreams import Rewrite
 
 #: A model's name is cut to this in outcomes; the body keeps it whole.
 MAX_MODEL_CHARS = 256
@@ -43,17 +41,15 @@ class Unsendable(msgspec.Struct, frozen=True):
     model: str = ""
 
 
-def parse_request(raw: bytes, names: Mapping[str, bytes]) -> Request | None:
+def parse_request(raw: bytes, rewrite: Rewrite) -> Request | None:
     """The request in a line's bytes; None if intake can't have accepted them.
 
-    names: what an upstream calls a model, as JSON, where it is not the name the line has.
+    rewrite: what the upstream must read instead of what the line says.
     """
     try:
         line = _line.decode(raw)
         model = _body.decode(line.body).model
-        custom_id, body = bytes(line.custom_id), bytes(line.body)
-        if model in names:
-            body = renamed(body, names[model])
+        custom_id, body = bytes(line.custom_id), rewrite.body(bytes(line.body), model)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if not custom_id.startswith(b'"'):

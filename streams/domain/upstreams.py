@@ -10,6 +10,7 @@ sandbox can render, so that those which wait for it keep no other line waiting.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Annotated
 
 import msgspec
@@ -54,6 +55,20 @@ class Yield(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     metrics_url: Annotated[str, msgspec.Meta(pattern=r"^https?://")] | None = None
 
 
+class Lane(StrEnum):
+    """Whose call it is; the name of its priority in the table."""
+
+    REALTIME = "realtime"
+    BATCH = "batch"
+
+
+class Priorities(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The `priority` that requests carry, for an engine that schedules by it; lower goes first."""
+
+    realtime: Annotated[int, msgspec.Meta(ge=-1_000_000, le=1_000_000)] = 0
+    batch: Annotated[int, msgspec.Meta(ge=-1_000_000, le=1_000_000)] = 10
+
+
 class ModelLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is special about one model at one upstream."""
 
@@ -86,6 +101,8 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     first_retry_s: _Positive = 1.0
     max_retry_s: _Positive = 120.0
     max_response_bytes: Annotated[int, msgspec.Meta(ge=1024)] = 16 * 1024 * 1024
+    #: None for an engine that has no priorities: then what a caller wrote is passed on.
+    priorities: Priorities | None = None
     #: None ('off' in the file) for a server without real-time traffic.
     yields: Yield | None = msgspec.field(default_factory=Yield, name="yield")
 
@@ -131,22 +148,31 @@ class UpstreamTable:
 
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_NOTHING: Mapping[str, msgspec.Raw] = {}
 
 
-def upstream_names(upstream: Upstream) -> dict[str, bytes]:
-    """The models that the upstream knows by another name, and that name as JSON."""
-    return {
-        model: msgspec.json.encode(limits.upstream_name)
-        for model, limits in upstream.models.items()
-        if limits.upstream_name is not None and limits.upstream_name != model
-    }
+class Rewrite:
+    """What stands in a request's body for this upstream, whatever its caller wrote there."""
 
+    def __init__(self, upstream: Upstream, lane: Lane) -> None:
+        always = {}
+        if upstream.priorities is not None:
+            always["priority"] = msgspec.Raw(b"%d" % getattr(upstream.priorities, lane.value))
+        self._always = always or _NOTHING
+        self._by_model = {
+            model: {**always, "model": msgspec.Raw(msgspec.json.encode(limits.upstream_name))}
+            for model, limits in upstream.models.items()
+            if limits.upstream_name is not None and limits.upstream_name != model
+        }
 
-def renamed(body: bytes, name: bytes) -> bytes:
-    """The request with another model; `name` as JSON. Raises msgspec.DecodeError."""
-    fields = _fields.decode(body)
-    fields["model"] = msgspec.Raw(name)
-    return msgspec.json.encode(fields)
+    def fields(self, model: str) -> Mapping[str, msgspec.Raw]:
+        """The fields that are replaced, or added, in a request for this model; mostly none."""
+        return self._by_model.get(model, self._always)
+
+    def body(self, body: bytes, model: str) -> bytes:
+        """The request's body as the upstream gets it. Raises msgspec.DecodeError."""
+        fields = self.fields(model)
+        return msgspec.json.encode({**_fields.decode(body), **fields}) if fields else body
 
 
 def _pools(upstream: Upstream) -> list[Pool]:

@@ -12,7 +12,7 @@ from streams.domain.clock import Clock
 from streams.domain.failures import FailureReason
 from streams.domain.outcome.retry import asked_pause_s
 from streams.domain.outcome.usage import read_answer
-from streams.domain.upstreams import Upstream, renamed, upstream_names
+from streams.domain.upstreams import Lane, Rewrite, Upstream
 from streams.ports.inference import (
     BadAnswerError,
     BlipError,
@@ -37,7 +37,7 @@ class Caller:
     def __init__(self, upstream: Upstream, client: InferenceClient, clock: Clock) -> None:
         self._client = client
         self._clock = clock
-        self._names = upstream_names(upstream)
+        self._rewrite = Rewrite(upstream, Lane.REALTIME)
 
     async def run(self, call: Call, pool: Pool) -> tuple[FailureReason | None, Usage]:
         """Runs it to its end, good or bad: why it failed, and what it used.
@@ -68,9 +68,7 @@ class Caller:
 
     async def _attempts(self, call: Call, pool: Pool) -> Usage:
         request = call.request
-        body = request.body
-        if request.model in self._names:
-            body = renamed(body, self._names[request.model])
+        body = self._rewrite.body(request.body, request.model)
         for pause_s in _BLIP_PAUSES_S:
             try:
                 return await self._attempt(call, body, pool)

@@ -21,6 +21,7 @@ from streams.batch_worker.prompts import PromptCache
 from streams.batch_worker.request import Request, parse_request
 from streams.domain.clock import SystemClock
 from streams.domain.prompts.pins import Pin, encode_pins
+from streams.domain.upstreams import Lane, Rewrite, Upstream
 from tests.bench.bench_worker import LINES, NoRenderer, measure, server, worker
 
 CHAT = "/v1/chat/completions"
@@ -28,6 +29,7 @@ _SYSTEM = ("You answer questions about a document, briefly and in its own words.
 _QUESTION = "Document: {{ document }}\n\nQuestion: {{ question }}"
 _PLAN = "plan"
 _REPEATS = 5
+_AS_IT_IS = Rewrite(Upstream(name="u", base_url="http://u/v1", models={}), Lane.BATCH)
 
 PIN = Pin(
     "questions",
@@ -83,8 +85,8 @@ async def _made(count: int) -> tuple[float, float]:
         pins=ClaimCheck(key=_PLAN, offset=0, length=len(pins)),
         lines=(),
     )
-    made = await requests.request(ready, prompts[0], prompts[0].raw or b"", {})
-    written = parse_request(inlined[0], {})
+    made = await requests.request(ready, prompts[0], prompts[0].raw or b"", _AS_IT_IS)
+    written = parse_request(inlined[0], _AS_IT_IS)
     if not isinstance(made, Request) or written is None:
         raise AssertionError("the sample lines are not good lines")
     if json.loads(made.body) != json.loads(written.body):
@@ -93,11 +95,11 @@ async def _made(count: int) -> tuple[float, float]:
     for _ in range(_REPEATS):
         began = time.process_time()
         for raw in inlined:
-            parse_request(raw, {})
+            parse_request(raw, _AS_IT_IS)
         inlined_s = min(inlined_s, time.process_time() - began)
         began = time.process_time()
         for item in prompts:
-            await requests.request(ready, item, item.raw or b"", {})
+            await requests.request(ready, item, item.raw or b"", _AS_IT_IS)
         prompt_s = min(prompt_s, time.process_time() - began)
     return inlined_s / count * 1e6, prompt_s / count * 1e6
 

@@ -28,7 +28,13 @@ UPSTREAMS = parse_upstreams(
                 "base_url": "http://127.0.0.1:1/v1",
                 "models": {"m1": {}, "renamed": {"upstream_name": "inside"}, "a/b": {}},
                 "realtime_max_in_flight": 4,
-            }
+            },
+            {
+                "name": "two",
+                "base_url": "http://127.0.0.1:1/v1",
+                "models": ["urgent"],
+                "priorities": {"realtime": -4},
+            },
         ]
     }
 )

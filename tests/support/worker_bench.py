@@ -15,7 +15,7 @@ from streams.batch_worker.prompt_line import PromptRequests
 from streams.batch_worker.prompts import PromptCache
 from streams.batch_worker.worker import Worker
 from streams.domain.clock import SystemClock
-from streams.domain.upstreams import ModelLimits, Upstream, UpstreamTable
+from streams.domain.upstreams import ModelLimits, Priorities, Upstream, UpstreamTable
 from streams.kafka.errors import SendFailed
 from tests.support.waiting import eventually
 
@@ -56,7 +56,13 @@ class FakeRenderer:
 class Bench:
     """A worker with two upstreams, 'a' and 'b', and everything that it sent and finished."""
 
-    def __init__(self, a: Script | None = None, b: Script | None = None, limit: int = 4) -> None:
+    def __init__(
+        self,
+        a: Script | None = None,
+        b: Script | None = None,
+        limit: int = 4,
+        priorities: Priorities | None = None,
+    ) -> None:
         self.store = FakeObjectStore()
         self.sent: list[DoneLines] = []
         self.finished: list[int] = []
@@ -68,6 +74,7 @@ class Bench:
                 models={"*": ModelLimits(), "alias": ModelLimits(upstream_name="real")},
                 max_in_flight=limit,
                 max_attempts=2,
+                priorities=priorities,
             )
             for name in ("a", "b")
         }

@@ -98,7 +98,7 @@ async def desk(script: Script) -> AsyncIterator[Desk]:
     def broken(error: BaseException) -> None:
         raise error
 
-    callers = {"one": Caller(UPSTREAMS.upstreams["one"], upstream, clock)}
+    callers = {name: Caller(u, upstream, clock) for name, u in UPSTREAMS.upstreams.items()}
     worker = Worker("w", "p", UPSTREAMS, callers, send, clock, metrics, lambda: None, broken)
     made = Desk(worker, upstream, clock, metrics)
     yield made
@@ -237,12 +237,12 @@ async def test_the_load_tells_times_once() -> None:
         asked = request()
         made.worker.take(asked)
         await made.ended(asked.request_id)
-        (pool,) = made.worker.load(stopping=False).pools
+        (pool, _other) = made.worker.load(stopping=False).pools
         assert (len(pool.ttft_us), len(pool.itl_us)) == (1, 2)
         assert pool.ttft_sent_ms == (made.clock.now_ms(),)
         assert (pool.gaps, pool.gaps_us) == (2, sum(pool.itl_us))
         assert pool.gaps_us > 0
-        (pool,) = made.worker.load(stopping=True).pools
+        (pool, _other) = made.worker.load(stopping=True).pools
         assert pool.ttft_us == pool.itl_us == pool.ttft_sent_ms == ()
         assert (pool.gaps, pool.gaps_us) == (0, 0)
 
@@ -288,3 +288,12 @@ async def test_a_load_is_published_when_it_changes_and_also_when_it_does_not(
 
 def _cancel(request_id: str) -> RealtimeCancel:
     return RealtimeCancel(request_id=request_id, gateway="gateway-0", at_ms=1_500)
+
+
+async def test_a_call_carries_the_priority_of_real_time_whatever_its_caller_wrote() -> None:
+    async with desk(always(completion())) as worker_desk:
+        body = b'{"model":"urgent","priority":-99}'
+        asked = request(pool="two", model="urgent", body=body)
+        worker_desk.worker.take(asked)
+        await eventually(lambda: "end" in worker_desk.kinds(asked.request_id))
+        assert msgspec.json.decode(worker_desk.upstream.requests[0][1])["priority"] == -4
