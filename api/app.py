@@ -30,6 +30,7 @@ from api.routes import (
     batch_control,
     batches,
     content,
+    cost_estimate,
     files,
     from_prompt,
     models,
@@ -72,7 +73,7 @@ def build_app(gateway: Gateway, metrics: Metrics) -> web.Application:
     app[middleware.METRICS] = metrics
     middleware.install(app)
     for module in (
-        *(files, content, batches, from_prompt, batch_control, retry, models),
+        *(files, content, cost_estimate, batches, from_prompt, batch_control, retry, models),
         *(prompts, prompt_versions, realtime),
     ):
         app.add_routes(module.routes)

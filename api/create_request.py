@@ -75,15 +75,8 @@ def parse(
     """Judges a body and the Idempotency-Key header. Raises InvalidRequest."""
     checks.known_only(body, _KNOWN)
     input_file_id = checks.string(body, "input_file_id", max_length=_MAX_ID)
-    endpoint = _endpoint(checks.string(body, "endpoint", max_length=_MAX_ID))
-    window = checks.string(body, "completion_window", max_length=_MAX_ID)
-    if window not in windows:
-        raise InvalidRequest(
-            f"Invalid completion_window: '{checks.shortened(window)}'. "
-            f"Supported values: {checks.quoted(windows)}.",
-            param="completion_window",
-            code="invalid_value",
-        )
+    endpoint = endpoint_in(body)
+    window = window_in(body, windows)
     return CreateRequest(
         input_file_id=input_file_id,
         endpoint=endpoint,
@@ -96,7 +89,22 @@ def parse(
     )
 
 
-def _endpoint(endpoint: str) -> str:
+def window_in(body: Mapping[str, Any], windows: Mapping[str, int]) -> str:
+    """The completion window that a body asks for. Raises InvalidRequest."""
+    window = checks.string(body, "completion_window", max_length=_MAX_ID)
+    if window not in windows:
+        raise InvalidRequest(
+            f"Invalid completion_window: '{checks.shortened(window)}'. "
+            f"Supported values: {checks.quoted(windows)}.",
+            param="completion_window",
+            code="invalid_value",
+        )
+    return window
+
+
+def endpoint_in(body: Mapping[str, Any]) -> str:
+    """The endpoint that a body names. Raises InvalidRequest."""
+    endpoint = checks.string(body, "endpoint", max_length=_MAX_ID)
     if endpoint in ENDPOINTS:
         return endpoint
     why = " is not available on this server" if endpoint in OTHER_ENDPOINTS else ""

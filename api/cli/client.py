@@ -149,6 +149,11 @@ class Client:
         """The File object."""
         return self.http.json("GET", f"/files/{_segment(file_id)}")
 
+    def estimate_cost(self, file_id: str, endpoint: str, window: str) -> Json:
+        """What a batch on the file would use and cost in this window."""
+        body: Json = {"endpoint": endpoint, "completion_window": window}
+        return self.http.json("POST", f"/files/{_segment(file_id)}/cost-estimate", body)
+
     def content(self, file_id: str, offset: int = 0) -> Iterator[bytes]:
         """The file's bytes from offset on, in chunks, in one request; may end early.
 

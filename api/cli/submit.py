@@ -8,6 +8,7 @@ import msgspec
 
 from api.cli import submit_options as opt
 from api.cli.client import Client
+from api.cli.estimate import show_estimate
 from api.cli.failure import Misuse, ServerRefused
 from api.cli.http import Json
 from api.cli.options import APIKey, AsJSON, BaseURL, DataDir, Interval, client_for
@@ -27,6 +28,7 @@ class _Line(msgspec.Struct):
 def submit(
     file: opt.File = None,
     wait: opt.Wait = False,
+    estimate: opt.Estimate = False,
     endpoint: opt.BatchEndpoint = None,
     window: opt.Window = "24h",
     priority: opt.Priority = None,
@@ -53,11 +55,15 @@ def submit(
 
     With --wait the exit code is 4 if the batch ended badly.
 
+    With --estimate it prints what the batch would use and cost, and creates none.
+
     For a stored prompt: backhaul submit --prompt summarize --variables rows.csv
     """
     notes = opt.metadata_of(metadata or [])
     if [file, input_file_id, prompt].count(None) != 2:
         raise Misuse("Give one of FILE, --input-file-id and --prompt.")
+    if estimate and wait:
+        raise Misuse("--estimate creates no batch, so there is none to --wait for.")
     job = job_from(
         prompt,
         variables,
@@ -76,6 +82,13 @@ def submit(
                 file_id = _upload(client, path)
         else:
             file_id = input_file_id or (_upload(client, file) if file else "")
+        if estimate:
+            show_estimate(
+                client.estimate_cost(file_id, endpoint, window),
+                window,
+                as_json=as_json,
+            )
+            return
         batch = _create(client, file_id, endpoint, window, notes, idempotency_key, priority)
         batch_id = str(batch.get("id"))
         if not wait:

@@ -13,6 +13,10 @@ _PANEL = "A batch from a stored prompt, instead of FILE"
 
 File = Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A JSONL file of requests.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Watch the batch to its end.")]
+Estimate = Annotated[
+    bool,
+    typer.Option("--estimate", help="Only say what it would cost: upload, but create no batch."),
+]
 BatchEndpoint = Annotated[
     str | None,
     typer.Option(

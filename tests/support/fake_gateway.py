@@ -50,6 +50,7 @@ class FakeGateway:
     failures: (status, headers) of the next answers. cut_content_after: bytes after which content
     breaks off, one entry for each request. grows: how many bytes of a content there are, one entry
     for each request, and then all. ignore_range: answer 200 with the whole file.
+    estimate: what is foreseen of any file; estimated: what was asked about them.
     """
 
     base_url: str = ""
@@ -60,6 +61,8 @@ class FakeGateway:
     requests: list[tuple[str, str]] = field(default_factory=list)
     changes: list[Json] = field(default_factory=list)
     failures: list[tuple[int, dict[str, str]]] = field(default_factory=list)
+    estimate: Json = field(default_factory=dict)
+    estimated: list[Json] = field(default_factory=list)
     grows: list[int] = field(default_factory=list)
     cut_content_after: list[int] = field(default_factory=list)
     ignore_range: bool = False
@@ -78,6 +81,7 @@ class FakeGateway:
                 web.post("/v1/files", self._post_file),
                 web.get("/v1/files/{id}", self._get_file),
                 web.get("/v1/files/{id}/content", self._get_content),
+                web.post("/v1/files/{id}/cost-estimate", self._estimate),
                 web.post("/v1/batches", self._post_batch),
                 web.get("/v1/batches", self._list_batches),
                 web.get("/v1/batches/{id}", self._get_batch),
@@ -139,6 +143,10 @@ class FakeGateway:
             return response
         await response.write(rest)
         return response
+
+    async def _estimate(self, request: web.Request) -> web.Response:
+        self.estimated.append(await request.json())
+        return web.json_response({"input_file_id": request.match_info["id"], **self.estimate})
 
     async def _retry_batch(self, request: web.Request) -> web.Response:
         origin = request.match_info["id"]

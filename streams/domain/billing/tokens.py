@@ -11,6 +11,9 @@ from enum import StrEnum
 
 from schemas.records import Usage
 
+#: Where tokens can only be guessed: English prose has about four characters a token.
+CHARACTERS_PER_TOKEN = 4
+
 
 class TokenType(StrEnum):
     """What a token was, which decides its rate."""

@@ -22,6 +22,7 @@ import msgspec
 
 from schemas.errors import ValidationCode
 from schemas.records import BatchError, PinnedPrompt
+from streams.domain.billing.tokens import CHARACTERS_PER_TOKEN
 from streams.domain.intake import lines
 from streams.domain.intake.prompts import Pinned, Pins, Resolve, Variables, knows_none
 from streams.domain.plan import PlanBuilder
@@ -36,8 +37,6 @@ MAX_BLANK_LINES = 1000
 MAX_EMBEDDING_INPUTS = 50_000
 #: A line this many times too long ends the reading instead of being skipped.
 _HOPELESS = 4
-#: Bytes of a line for each estimated token: English prose in JSON has about four.
-_BYTES_PER_TOKEN = 4
 _BOM = b"\xef\xbb\xbf"
 #: What msgspec raises for a line that is not as it should be.
 _REFUSALS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -115,7 +114,7 @@ class Intake:
         self.inputs = 0
         #: Whether all of the present block is UTF-8, so that no line needs a look.
         self._is_utf8 = True
-        #: Of the lines so far, with the texts of their prompts.
+        #: Of the lines so far, with the texts of their prompts; taken for characters.
         self._input_bytes = 0
         #: Reading on can't change the verdict.
         self.stopped = False
@@ -152,7 +151,7 @@ class Intake:
             self._plan.build(self._pins.encoded()),
             self._row,
             tuple(name for name in self._models if name is not None),
-            -(-self._input_bytes // _BYTES_PER_TOKEN),
+            -(-self._input_bytes // CHARACTERS_PER_TOKEN),
             self._pins.pinned(),
             self._pins.unused_variables(),
         )
