@@ -67,6 +67,8 @@ class Priorities(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     realtime: Annotated[int, msgspec.Meta(ge=-1_000_000, le=1_000_000)] = 0
     batch: Annotated[int, msgspec.Meta(ge=-1_000_000, le=1_000_000)] = 10
+    #: Whether a real-time request's own goes before it; a line's never does.
+    realtime_callers_choose: bool = False
 
 
 class ModelLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -155,12 +157,14 @@ class Rewrite:
     """What stands in a request's body for this upstream, whatever its caller wrote there."""
 
     def __init__(self, upstream: Upstream, lane: Lane) -> None:
-        always = {}
-        if upstream.priorities is not None:
-            always["priority"] = msgspec.Raw(b"%d" % getattr(upstream.priorities, lane.value))
-        self._always = always or _NOTHING
+        own, priorities = _NOTHING, upstream.priorities
+        if priorities is not None:
+            own = {"priority": msgspec.Raw(b"%d" % getattr(priorities, lane.value))}
+        chosen = priorities is not None and priorities.realtime_callers_choose
+        theirs = chosen and lane is Lane.REALTIME
+        self._unless_given, self._always = (own, _NOTHING) if theirs else (_NOTHING, own)
         self._by_model = {
-            model: {**always, "model": msgspec.Raw(msgspec.json.encode(limits.upstream_name))}
+            model: {**self._always, "model": msgspec.Raw(msgspec.json.encode(limits.upstream_name))}
             for model, limits in upstream.models.items()
             if limits.upstream_name is not None and limits.upstream_name != model
         }
@@ -172,7 +176,9 @@ class Rewrite:
     def body(self, body: bytes, model: str) -> bytes:
         """The request's body as the upstream gets it. Raises msgspec.DecodeError."""
         fields = self.fields(model)
-        return msgspec.json.encode({**_fields.decode(body), **fields}) if fields else body
+        if not fields and not self._unless_given:
+            return body
+        return msgspec.json.encode({**self._unless_given, **_fields.decode(body), **fields})
 
 
 def _pools(upstream: Upstream) -> list[Pool]:

@@ -43,6 +43,23 @@ def test_priorities_and_names_go_together() -> None:
     assert json.loads(Rewrite(upstream, Lane.REALTIME).body(body, "other"))["priority"] == -3
 
 
+@pytest.mark.parametrize("said", [b"null", b'-5,"priority":-6', b'1,"\\u0070riority":-6', b"[[]]"])
+def test_no_way_of_writing_it_jumps_the_queue(said: bytes) -> None:
+    rewrite = Rewrite(an_upstream(priorities={}), Lane.BATCH)
+    sent = rewrite.body(b'{"model":"m","priority":%b}' % said, "m")
+    assert sent == b'{"model":"m","priority":10}'
+
+
+def test_real_time_callers_choose_where_the_operator_lets_them_and_lines_never_do() -> None:
+    models = {"alias": {"upstream_name": "real"}}
+    upstream = an_upstream(models=models, priorities={"realtime_callers_choose": True})
+    own, none = b'{"model":"alias","priority":4}', b'{"model":"m"}'
+    realtime, batch = Rewrite(upstream, Lane.REALTIME), Rewrite(upstream, Lane.BATCH)
+    assert json.loads(realtime.body(own, "alias")) == {"model": "real", "priority": 4}
+    assert json.loads(realtime.body(none, "m")) == {"model": "m", "priority": 0}
+    assert json.loads(batch.body(own, "alias")) == {"model": "real", "priority": 10}
+
+
 def test_an_upstream_without_either_gets_the_very_bytes() -> None:
     body = b'{ "model":"m", "priority": 4 }'
     assert Rewrite(an_upstream(), Lane.BATCH).body(body, "m") is body
