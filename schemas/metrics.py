@@ -321,6 +321,37 @@ PRICE_BOOK_BAD = Metric(
     "1 while the price book's file is wrong and an older one is in force. Should stay 0.",
 )
 
+USAGE_LINES = Metric(
+    "backhaul_usage_lines_total",
+    MetricKind.COUNTER,
+    "Lines that the meter counted, each once; flag: ok, missing or absurd (capped, not billed).",
+    ("flag",),
+)
+METER_CALLS = Metric(
+    "backhaul_meter_calls_total",
+    MetricKind.COUNTER,
+    "Calls to where usage is billed, by what came of them.",
+    ("result",),
+)
+METER_OPEN_SENDS = Metric(
+    "backhaul_meter_open_sends",
+    MetricKind.GAUGE,
+    "Amounts that are not billed yet, by why: pending, sent (not known to have arrived), or what "
+    "they are parked for.",
+    ("why",),
+)
+METER_OPEN_TOKENS = Metric(
+    "backhaul_meter_open_tokens",
+    MetricKind.GAUGE,
+    "Tokens of the amounts that are not billed yet, by why.",
+    ("why",),
+)
+METER_OLDEST_S = Metric(
+    "backhaul_meter_oldest_open_seconds",
+    MetricKind.GAUGE,
+    "Age of the oldest amount that waits for nothing but the sink. Above hours the sink is down.",
+)
+
 METRICS: tuple[Metric, ...] = (
     EVENTS_FOLDED,
     LINES_ACCEPTED,
@@ -368,6 +399,11 @@ METRICS: tuple[Metric, ...] = (
     LINES_COLLECTED,
     COLLECTOR_HELD,
     PRICE_BOOK_BAD,
+    USAGE_LINES,
+    METER_CALLS,
+    METER_OPEN_SENDS,
+    METER_OPEN_TOKENS,
+    METER_OLDEST_S,
 )
 
 Instrument = Counter | Gauge | Histogram

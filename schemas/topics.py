@@ -116,13 +116,13 @@ FILE = Topic(
 )
 ACCOUNT = Topic(
     name="account.v1",
-    key="key id, or tenant/ and its name",
-    records=(r.ApiKeyRecord, r.TenantRecord),
+    key="key id, or tenant/ or customer/ and the tenant's name",
+    records=(r.ApiKeyRecord, r.TenantRecord, r.BillingCustomer),
     partitions=1,
     cleanup=Cleanup.COMPACT,
     retention_s=None,
-    why="API keys, hashed, and tenants' limits. Small; one partition keeps the order of a key's "
-    "life plain.",
+    why="API keys, hashed, tenants' limits and whom they are billed to. Small; one partition keeps "
+    "the order of a key's life plain.",
 )
 PROMPT = Topic(
     name="prompt.v1",
@@ -171,6 +171,16 @@ USAGE_RECORDED = Topic(
     cleanup=Cleanup.DELETE,
     retention_s=90 * _DAY_S,
     why="Usage of newly accepted lines: the billing truth. Late replays need the long retention.",
+)
+METER_SEND = Topic(
+    name="meter.send.v1",
+    key="identifier",
+    records=(r.MeterSend,),
+    partitions=4,
+    cleanup=Cleanup.COMPACT,
+    retention_s=None,
+    why="The latest state of every amount that was or will be billed: what anyone reads who shows "
+    "or checks the bill. Never deleted: some hundred bytes for up to an hour of a batch.",
 )
 CAPACITY = Topic(
     name="capacity.v1",
@@ -224,6 +234,7 @@ TOPICS: tuple[Topic, ...] = (
     LINE_READY,
     LINE_DONE,
     USAGE_RECORDED,
+    METER_SEND,
     CAPACITY,
     REALTIME_REQUEST,
     REALTIME_REPLY,
@@ -240,6 +251,7 @@ GROUP_TOPICS: tuple[Topic, ...] = (
     FILE_TASK,
     LINE_READY,
     LINE_DONE,
+    USAGE_RECORDED,
     REALTIME_REQUEST,
 )
 #: Topics that share keys with tables or with each other and so have equal partition counts.

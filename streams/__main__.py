@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from streams import log
 from streams.settings import Settings
 
-ROLES = ("controller", "file-worker", "batch-worker", "collector", "realtime-worker")
+ROLES = ("controller", "file-worker", "batch-worker", "collector", "realtime-worker", "meter")
 EXIT_USAGE = 2
 
 

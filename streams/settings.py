@@ -51,6 +51,14 @@ class Settings(BaseSettings):
     upstreams_file: Path | None = None
     #: The price book's file (YAML); without one nothing is priced, but usage is metered.
     prices_file: Path | None = None
+    #: A secret or restricted key of Stripe's; without one, usage is written to files.
+    stripe_key: SecretStr | None = None
+    #: Another address of Stripe's API, for stand-ins.
+    stripe_api_base: str | None = Field(default=None, pattern=r"^https?://")
+    #: How long a batch's usage is summed up before it is sent the first time.
+    meter_window_s: float = Field(default=300.0, ge=1.0, le=3600.0)
+    #: Calls to Stripe a second of all meters together; Stripe allows 1,000 in live mode.
+    meter_calls_per_s: float = Field(default=100.0, gt=0, le=1000.0)
 
     #: Where the gateway listens.
     host: str = "127.0.0.1"

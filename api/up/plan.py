@@ -1,8 +1,10 @@
 """Which processes `backhaul up` runs, how, and in which order they stop.
 
-simulator ─ controller ─ collector ─ file-worker ─ batch-worker × N ─ realtime-worker ─ gateway
+simulator ─ controller ─ collector ─ file-worker ─ batch-worker × N ─ realtime-worker ─ meter
+    ─ gateway
     started at once
-gateway → realtime-worker → batch-workers → file-worker → collector → controller → simulator
+gateway → realtime-worker → batch-workers → file-worker → collector → controller → meter
+    → simulator
     stopped so
 """
 
@@ -20,11 +22,19 @@ from streams.settings import Settings
 GATEWAY = "gateway"
 BATCH_WORKER = "batch-worker"
 SIMULATOR = "simulator"
-ROLES = ("controller", "collector", "file-worker", BATCH_WORKER, "realtime-worker", GATEWAY)
+ROLES = (
+    "controller",
+    "collector",
+    "file-worker",
+    BATCH_WORKER,
+    "realtime-worker",
+    "meter",
+    GATEWAY,
+)
 #: Nothing new comes in first, then what feeds a process stops before it, so that it can finish.
 STOP_ORDER = (
     *(GATEWAY, "realtime-worker", BATCH_WORKER),
-    *("file-worker", "collector", "controller", SIMULATOR),
+    *("file-worker", "collector", "controller", "meter", SIMULATOR),
 )
 
 #: TLS and SASL are for a cluster of somebody else's; our own broker on loopback has neither.

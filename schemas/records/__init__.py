@@ -21,6 +21,13 @@ from schemas.records.batches import (
     IntakeTask,
     PinnedPrompt,
 )
+from schemas.records.billing import (
+    BillingCustomer,
+    MeterChunkRow,
+    MeteredUsage,
+    MeterSend,
+    SendState,
+)
 from schemas.records.commands import BatchCancel, BatchChange, BatchCreate, BatchPause, BatchResume
 from schemas.records.common import ClaimCheck, ModelUsage, ObjectRef, Usage
 from schemas.records.forecasts import BatchForecast, BatchForecasts
@@ -83,6 +90,7 @@ __all__ = [
     "BatchStatus",
     "BatchValidated",
     "BatchWindowEnded",
+    "BillingCustomer",
     "ChunkRow",
     "ClaimCheck",
     "CollectedLine",
@@ -92,6 +100,9 @@ __all__ = [
     "FileRecord",
     "IntakeTask",
     "LineUsage",
+    "MeterChunkRow",
+    "MeterSend",
+    "MeteredUsage",
     "ModelUsage",
     "ObjectRef",
     "OpenRetry",
@@ -115,6 +126,7 @@ __all__ = [
     "Record",
     "ReplyKind",
     "SegmentWritten",
+    "SendState",
     "TenantRecord",
     "Usage",
     "UsageRecorded",
@@ -152,6 +164,9 @@ Record = (
     | RealtimeLoad
     | BatchRow
     | ChunkRow
+    | BillingCustomer
+    | MeterChunkRow
+    | MeterSend
 )
 """Every record that stands alone on a topic or in a table."""
 
@@ -186,4 +201,7 @@ RECORDS: tuple[type[Record], ...] = (
     RealtimeLoad,
     BatchRow,
     ChunkRow,
+    BillingCustomer,
+    MeterChunkRow,
+    MeterSend,
 )

@@ -81,6 +81,7 @@ class CollectedLine(msgspec.Struct, frozen=True, kw_only=True):
     retry_at_ms: int = 0
     model: int = -1
     usage: Usage = Usage()
+    usage_flag: str = ""
 
 
 class SegmentWritten(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +104,7 @@ class LineUsage(msgspec.Struct, frozen=True, kw_only=True):
     model: int
     completed: bool
     usage: Usage = Usage()
+    usage_flag: str = ""
 
 
 class UsageRecorded(msgspec.Struct, frozen=True, kw_only=True):

@@ -139,7 +139,7 @@ class LocalWriter:
         self._rename()
         os.close(self._descriptor)
         self._descriptor = -1
-        _sync_folder(self._target.parent)
+        sync_folder(self._target.parent)
 
     def _rename(self) -> None:
         for attempt in range(_COMMIT_ATTEMPTS):
@@ -167,10 +167,10 @@ def _make_folder(folder: Path, root: Path) -> None:
     _make_folder(folder.parent, root)
     with contextlib.suppress(FileExistsError, FileNotFoundError):
         folder.mkdir()
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -197,4 +197,5 @@ def _collected(offset: int, outcome: Outcome, models: dict[str, int]) -> Collect
         retry_at_ms=outcome.retry_at_ms,
         model=model,
         usage=outcome.usage,
+        usage_flag=outcome.usage_flag,
     )

@@ -15,7 +15,8 @@ from schemas.records import BatchRow, ChunkRow
 from streams.controller.ports import Cause, Rows
 from streams.domain.batch.row import from_row, to_row
 from streams.domain.batch.state import Batch, Ended, Live
-from streams.domain.ledger import Ledger, chunk_key
+from streams.domain.chunk import chunk_key
+from streams.domain.ledger import Ledger
 from streams.domain.ledger import from_row as ledger_from_row
 from streams.domain.ledger import to_row as ledger_to_row
 

@@ -12,10 +12,15 @@ from dataclasses import dataclass, field
 
 from schemas.records import ChunkRow, CollectedLine, ModelUsage, OpenRetry, OutcomeKind, Usage
 from streams.domain.billing.tokens import add, add_by_model
+from streams.domain.chunk import (
+    BITMAP_BYTES,
+    CHUNK_LINES,
+    bit_of,
+    chunk_of,
+    packed,
+    unpacked,
+)
 
-#: Lines of one chunk. A row of 512 is about 150 bytes: small enough to write after every event.
-CHUNK_LINES = 512
-_BITMAP_BYTES = CHUNK_LINES // 8
 _FULL = (1 << CHUNK_LINES) - 1
 _NO_RETRIES: Mapping[int, OpenRetry] = {}
 _NO_USAGE = Usage()
@@ -65,7 +70,7 @@ class Ledger:
 
     def has(self, line: int) -> bool:
         """Whether the line is accepted."""
-        return bool(self.accepted >> line % CHUNK_LINES & 1)
+        return bool(self.accepted & bit_of(line))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +88,6 @@ class Accepted:
     retries: Sequence[OpenRetry]
 
 
-def chunk_of(line: int) -> int:
-    """The number of the chunk that holds the line."""
-    return line // CHUNK_LINES
-
-
-def chunk_key(batch_id: str, chunk: int) -> str:
-    """The key of a chunk's row in its table."""
-    return f"{batch_id}/{chunk}"
-
-
 def accept(
     ledger: Ledger, outcomes: Iterable[CollectedLine], offset: int, models: Sequence[str] = ()
 ) -> Accepted:
@@ -107,7 +102,7 @@ def accept(
     retries = dict(ledger.retries)
     opened: dict[int, OpenRetry] = {}
     for outcome in outcomes:
-        bit = 1 << outcome.line % CHUNK_LINES
+        bit = bit_of(outcome.line)
         if bits & bit:
             continue
         if outcome.kind is OutcomeKind.COMPLETED or outcome.kind is OutcomeKind.FAILED:
@@ -193,8 +188,8 @@ def bitmap(ledgers: Mapping[int, Ledger], lines: int) -> bytearray:
     """The accepted lines of a whole batch, line 0 in the lowest bit of byte 0."""
     found = bytearray((lines + 7) // 8)
     for chunk, ledger in ledgers.items():
-        start = chunk * _BITMAP_BYTES
-        part = ledger.accepted.to_bytes(_BITMAP_BYTES, "little")[: max(0, len(found) - start)]
+        start = chunk * BITMAP_BYTES
+        part = packed(ledger.accepted)[: max(0, len(found) - start)]
         found[start : start + len(part)] = part
     return found
 
@@ -205,7 +200,7 @@ def to_row(batch_id: str, chunk: int, ledger: Ledger) -> ChunkRow:
         batch_id=batch_id,
         chunk=chunk,
         watermark=ledger.watermark,
-        accepted=ledger.accepted.to_bytes(_BITMAP_BYTES, "little"),
+        accepted=packed(ledger.accepted),
         completed=ledger.counts.completed,
         failed=ledger.counts.failed,
         usage=ledger.counts.usage,
@@ -218,7 +213,7 @@ def from_row(row: ChunkRow) -> Ledger:
     """The ledger that a row holds."""
     return Ledger(
         watermark=row.watermark,
-        accepted=int.from_bytes(row.accepted, "little"),
+        accepted=unpacked(row.accepted),
         counts=Counts(row.completed, row.failed, row.usage, unpacked_models(row.by_model)),
         retries={retry.line: retry for retry in row.retries} or _NO_RETRIES,
     )

@@ -16,7 +16,10 @@ from tests.support.waiting import eventually_sync
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(400)]
 
-_ROLES = ("controller", "collector", "file-worker", "batch-worker", "realtime-worker", "gateway")
+_ROLES = (
+    *("controller", "collector", "file-worker", "batch-worker", "realtime-worker", "meter"),
+    "gateway",
+)
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,9 @@ from schemas.records import (
 )
 from streams.adapters.object_store_fake import FakeObjectStore
 from streams.domain import keys, segment
+from streams.domain.chunk import CHUNK_LINES
 from streams.domain.clock import ManualClock
-from streams.domain.ledger import CHUNK_LINES, Ledger, accepted_prefix
+from streams.domain.ledger import Ledger, accepted_prefix
 from streams.domain.partial import PIECE_BYTES
 from streams.domain.plan import PlanBuilder
 from streams.domain.segment import RenderedLine

@@ -43,7 +43,11 @@ def test_copartitioned_topics_have_equal_counts() -> None:
 
 def test_every_record_but_the_table_rows_has_a_topic() -> None:
     on_topics = {r for t in TOPICS for r in t.records}
-    assert {r.__name__ for r in set(RECORDS) - on_topics} == {"BatchRow", "ChunkRow"}
+    assert {r.__name__ for r in set(RECORDS) - on_topics} == {
+        "BatchRow",
+        "ChunkRow",
+        "MeterChunkRow",
+    }
 
 
 @given(st.text(max_size=50), st.integers(1, 64))

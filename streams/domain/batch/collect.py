@@ -15,7 +15,8 @@ from schemas.records import (
 )
 from streams.domain.batch.effects import Effect, RecordUsage, SettleLines
 from streams.domain.batch.state import InProgress
-from streams.domain.ledger import Counts, Ledger, accept, chunk_of, count
+from streams.domain.chunk import chunk_of
+from streams.domain.ledger import Counts, Ledger, accept, count
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ def _usage(
                     model=line.model,
                     completed=line.kind is OutcomeKind.COMPLETED,
                     usage=line.usage,
+                    usage_flag=line.usage_flag,
                 )
                 for line in lines
             ]

@@ -1,0 +1,81 @@
+"""The meter's tables, what is on its way to the bill, and who pays."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from schemas.records.common import Usage
+
+
+class BillingCustomer(msgspec.Struct, frozen=True, kw_only=True):
+    """Whom a tenant's usage is billed to; the last record counts, a tombstone ends it."""
+
+    tenant: str
+    stripe_customer_id: str
+    at_ms: int
+
+
+class MeteredUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """Sums over the accepted lines of one model."""
+
+    model: str
+    flagged: bool
+    lines: int
+    usage: Usage = Usage()
+
+
+class MeterChunkRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Value of the meter's table 'chunks': the usage of 512 lines of a batch."""
+
+    tenant: str
+    batch_id: str
+    chunk: int
+    watermark: int
+    endpoint: str
+    completion_window: str
+    batch_created_at_ms: int
+    last_at_ms: int
+    accepted: bytes
+    sums: tuple[MeteredUsage, ...]
+
+
+class SendState(StrEnum):
+    """Where a send is."""
+
+    UNKNOWN = "unknown"
+    #: Written down, never tried.
+    PENDING = "pending"
+    #: Tried or about to be: whether it arrived is not known.
+    SENT = "sent"
+    #: It arrived.
+    CONFIRMED = "confirmed"
+    #: Refused for good.
+    REJECTED = "rejected"
+    #: Waits for something else than time, or for somebody to look.
+    PARKED = "parked"
+
+
+class MeterSend(msgspec.Struct, frozen=True, kw_only=True):
+    """An amount of tokens on its way to the bill: a row of the meter's table, and its history."""
+
+    identifier: str
+    watermark: int
+    tenant: str
+    batch_id: str
+    endpoint: str
+    completion_window: str
+    batch_created_at_ms: int
+    model: str
+    token_type: str
+    flagged: bool
+    flush: int
+    tokens: int
+    at_ms: int
+    state: SendState
+    reason: str = ""
+    customer: str | None = None
+    event_name: str | None = None
+    first_sent_at_ms: int | None = None
+    changed_at_ms: int
