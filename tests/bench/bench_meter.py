@@ -1,0 +1,55 @@
+"""What the meter's own work costs: CPU for each line, and calls for a batch.
+
+    python -m tests.bench.bench_meter [LINES]
+
+Usage is decoded, counted, written to the tables and sent to the fake sink, in records of as many
+lines as the controller sends when calls are short (25) and when they are long (1). Kafka's part
+for a record is in the figures of the pipeline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+
+from tests.support.meter_world import World, usage
+
+#: What the meter may cost at most, in milliseconds of CPU for a line.
+LIMIT_MS = 0.02
+_RECORDS_A_TURN = 40
+
+
+async def _measure(lines: int, a_record: int) -> tuple[float, int]:
+    """Milliseconds of CPU for a line, and calls of the sink."""
+    world = World()
+    world.customers["acme"] = "cus_acme"
+    world.log = [
+        usage("acme", "batch_1", range(first, min(first + a_record, lines)), world.clock.now_ms())
+        for first in range(0, lines, a_record)
+    ]
+    began = time.process_time()
+    while world.count_one():
+        if world.position % _RECORDS_A_TURN == 0:
+            world.clock.advance(1)
+            await world.turn()
+            await world.commit()
+    await world.settle()
+    took_ms = (time.process_time() - began) * 1000
+    assert world.sink.totals() == world.expected()
+    return took_ms / lines, len(world.sink.calls)
+
+
+def main(lines: int = 50_000) -> None:
+    """Prints the figures. What encodes a record for the test is part of them."""
+    for a_record in (25, 1):
+        cpu_ms, calls = asyncio.run(_measure(lines, a_record))
+        verdict = "" if cpu_ms <= LIMIT_MS else f", above the {LIMIT_MS} ms that it may cost"
+        print(
+            f"meter, {a_record} lines a record: {cpu_ms:.4f} ms CPU a line{verdict}; "
+            f"{calls} calls for {lines} lines"
+        )
+
+
+if __name__ == "__main__":
+    main(*(int(argument) for argument in sys.argv[1:2]))
