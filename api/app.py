@@ -38,6 +38,7 @@ from api.routes import (
     prompts,
     realtime,
     retry,
+    usage,
 )
 from schemas.metrics import Metrics
 from schemas.partitions import partition_for
@@ -73,7 +74,7 @@ def build_app(gateway: Gateway, metrics: Metrics) -> web.Application:
     app[middleware.METRICS] = metrics
     middleware.install(app)
     for module in (
-        *(files, content, cost_estimate, batches, from_prompt, batch_control, retry, models),
+        *(files, content, cost_estimate, batches, from_prompt, batch_control, retry, usage, models),
         *(prompts, prompt_versions, realtime),
     ):
         app.add_routes(module.routes)

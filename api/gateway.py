@@ -44,8 +44,8 @@ T = TypeVar("T")
 
 #: Uploads at once.
 MAX_UPLOADS = 64
-#: Files estimated at once: each holds a line of the file, and takes a share of the event loop.
-MAX_ESTIMATES = 4
+#: Files estimated and batches summed up at once: each takes its share of the event loop.
+MAX_SCANS = 4
 #: Batches made from rows at once.
 MAX_MAKINGS = 4
 
@@ -96,7 +96,7 @@ class Gateway:
     timeouts: Timeouts = Timeouts()
     #: Each upload holds a megabyte or two.
     uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_UPLOADS))
-    estimates: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_ESTIMATES))
+    scans: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_SCANS))
     #: Each batch made from rows holds its request's body, and that twice.
     makings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_MAKINGS))
 

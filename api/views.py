@@ -11,7 +11,7 @@ from aiohttp import web
 from api.forecasts import Foreseen
 from api.partial import UNFINISHED
 from api.read_model.schema import ended_at_ms
-from schemas.records import BatchError, BatchSnapshot, FileRecord
+from schemas.records import BatchError, BatchSnapshot, FileRecord, Usage
 from streams.domain.billing.batches import batch_cost
 from streams.domain.billing.cost import Cost, money
 from streams.domain.billing.prices import PriceBook
@@ -29,7 +29,6 @@ def answer(body: JSON, headers: Mapping[str, str] | None = None) -> web.Response
 
 def batch(snapshot: BatchSnapshot, foreseen: Foreseen, prices: PriceBook | None) -> JSON:
     """A Batch, with every field that OpenAI's has."""
-    usage = snapshot.usage
     return {
         "id": snapshot.batch_id,
         "object": "batch",
@@ -55,13 +54,7 @@ def batch(snapshot: BatchSnapshot, foreseen: Foreseen, prices: PriceBook | None)
             "completed": snapshot.completed,
             "failed": snapshot.failed,
         },
-        "usage": {
-            "input_tokens": usage.input_tokens,
-            "input_tokens_details": {"cached_tokens": usage.cached_tokens},
-            "output_tokens": usage.output_tokens,
-            "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-            "total_tokens": usage.input_tokens + usage.output_tokens,
-        },
+        "usage": usage(snapshot.usage),
         "metadata": snapshot.metadata or None,
         # These are ours: what it costs, what is foreseen, what live control shows, where files can
         # be read before they are whole, and the versions of stored prompts that its lines use.
@@ -106,6 +99,17 @@ def page(data: Sequence[JSON], *, has_more: bool) -> JSON:
         "first_id": data[0]["id"] if data else None,
         "last_id": data[-1]["id"] if data else None,
         "has_more": has_more,
+    }
+
+
+def usage(used: Usage) -> JSON:
+    """Token counts, as a Batch has them."""
+    return {
+        "input_tokens": used.input_tokens,
+        "input_tokens_details": {"cached_tokens": used.cached_tokens},
+        "output_tokens": used.output_tokens,
+        "output_tokens_details": {"reasoning_tokens": used.reasoning_tokens},
+        "total_tokens": used.input_tokens + used.output_tokens,
     }
 
 

@@ -154,6 +154,32 @@ class Client:
         body: Json = {"endpoint": endpoint, "completion_window": window}
         return self.http.json("POST", f"/files/{_segment(file_id)}/cost-estimate", body)
 
+    def usage(self, query: Mapping[str, str]) -> Iterator[Json]:
+        """The rows of a usage report, fetched page by page as they are asked for."""
+        asked = dict(query)
+        while True:
+            answer = self.http.json("GET", f"/usage?{urlencode(asked)}")
+            yield from answer.get("data") or []
+            if not answer.get("has_more") or not answer.get("next_page"):
+                return
+            asked["after"] = str(answer["next_page"])
+
+    def usage_csv(self, query: Mapping[str, str]) -> Iterator[bytes]:
+        """The same as CSV, in chunks. Raises TransferFailed if it breaks, and as HTTP.json does."""
+        path = f"/usage?{urlencode({**query, 'format': 'csv'})}"
+        try:
+            with self.http.response("GET", path, None, {"Accept": "text/csv"}) as response:
+                if response.status >= http.client.BAD_REQUEST:
+                    raise self.http.refusal(response.status, response.read(_CHUNK_BYTES))
+                while chunk := response.read(_CHUNK_BYTES):
+                    yield chunk
+        except ConnectionRefusedError as error:
+            raise self.http.unreachable(error) from error
+        except (OSError, http.client.HTTPException) as error:
+            raise TransferFailed(
+                f"The report broke off: {error or type(error).__name__}."
+            ) from error
+
     def content(self, file_id: str, offset: int = 0) -> Iterator[bytes]:
         """The file's bytes from offset on, in chunks, in one request; may end early.
 

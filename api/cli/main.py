@@ -40,6 +40,7 @@ COMMANDS = {
     "retry": Place("api.cli.retry:retry", "Run a batch's failed lines again, as a new batch."),
     "cancel": Place("api.cli.batches:cancel", "Cancel a batch."),
     "download": Place("api.cli.download:download", "Download a batch's output and error file."),
+    "usage": Place("api.cli.usage:usage", "What your batches have used and cost."),
     "prompts": Place("api.cli.prompts:app", "Stored prompts: make, change, show, publish."),
     "keys": Place("api.cli.keys:app", "API keys of tenants: create, list, revoke."),
     "tenants": Place("api.cli.tenants:app", "What tenants may have enqueued: set, list."),

@@ -37,9 +37,9 @@ async def cost_estimate(request: web.Request) -> web.Response:
             param="id",
             code="invalid_value",
         )
-    if gateway.estimates.locked():
+    if gateway.scans.locked():
         raise Unavailable("The server makes too many estimates at once.", code="overloaded")
-    async with gateway.estimates:
+    async with gateway.scans:
         found = await estimate(gateway, file, endpoint)
     answer = view(found, file, endpoint, asked, gateway.prices.current(), gateway.clock.now_ms())
     return views.answer(answer)

@@ -110,3 +110,49 @@ def test_there_is_nothing_to_wait_for_after_an_estimate(
     assert result.exit_code == 2
     assert "--wait" in result.stderr
     assert gateway.uploads == []
+
+
+def _used(day: str, **fields: object) -> dict[str, object]:
+    tokens = {"input_tokens": 1_234_567, "output_tokens": 89}
+    return {"day": day, "model": None, "batches": 2, "usage": tokens, "cost": None, **fields}
+
+
+def test_usage_is_a_table_of_all_pages(gateway: FakeGateway) -> None:
+    cost = {**_COST, "status": "estimate"}
+    gateway.usage = [
+        {"data": [_used("2026-11-28", cost=cost)], "has_more": True, "next_page": "2026-11-28"},
+        {"data": [_used("2026-11-27")], "has_more": False, "next_page": None},
+    ]
+    result = backhaul("usage", "--since", "2026-11-01", "--until", "2026-11-28")
+    assert result.stdout.splitlines() == [
+        "DAY         BATCHES       TOKENS IN             OUT  COST",
+        "2026-11-28        2       1,234,567              89  1.250000 usd, so far",
+        "2026-11-27        2       1,234,567              89  -",
+    ]
+    first = "/v1/usage?group_by=day&start_time=1793491200&end_time=1795910400"
+    assert gateway.requests == [("GET", first), ("GET", f"{first}&after=2026-11-28")]
+
+
+def test_usage_as_csv_is_what_the_server_sends(gateway: FakeGateway) -> None:
+    result = backhaul("usage", "--by", "day", "--by", "model", "--csv")
+    assert result.stdout.splitlines() == ["day,model", "2026-11-28,m1"]
+    assert gateway.requests == [("GET", "/v1/usage?group_by=day%2Cmodel&format=csv")]
+
+
+def test_usage_as_json_is_a_row_a_line(gateway: FakeGateway) -> None:
+    gateway.usage = [{"data": [_used("2026-11-28"), _used("2026-11-27")], "has_more": False}]
+    lines = backhaul("usage", "--json").stdout.splitlines()
+    assert [json.loads(line)["day"] for line in lines] == ["2026-11-28", "2026-11-27"]
+
+
+def test_no_usage_is_said(gateway: FakeGateway) -> None:
+    gateway.usage = [{"data": [], "has_more": False}]
+    assert "No usage" in backhaul("usage").stderr
+
+
+@pytest.mark.parametrize("option", [("--by", "key"), ("--since", "yesterday")])
+def test_a_report_of_what_there_is_not_is_wrong_usage(
+    gateway: FakeGateway, option: tuple[str, str]
+) -> None:
+    assert backhaul("usage", *option).exit_code == 2
+    assert gateway.requests == []

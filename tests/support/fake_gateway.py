@@ -51,6 +51,7 @@ class FakeGateway:
     breaks off, one entry for each request. grows: how many bytes of a content there are, one entry
     for each request, and then all. ignore_range: answer 200 with the whole file.
     estimate: what is foreseen of any file; estimated: what was asked about them.
+    usage: the next pages of a report.
     """
 
     base_url: str = ""
@@ -63,6 +64,7 @@ class FakeGateway:
     failures: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     estimate: Json = field(default_factory=dict)
     estimated: list[Json] = field(default_factory=list)
+    usage: list[Json] = field(default_factory=list)
     grows: list[int] = field(default_factory=list)
     cut_content_after: list[int] = field(default_factory=list)
     ignore_range: bool = False
@@ -82,6 +84,7 @@ class FakeGateway:
                 web.get("/v1/files/{id}", self._get_file),
                 web.get("/v1/files/{id}/content", self._get_content),
                 web.post("/v1/files/{id}/cost-estimate", self._estimate),
+                web.get("/v1/usage", self._usage),
                 web.post("/v1/batches", self._post_batch),
                 web.get("/v1/batches", self._list_batches),
                 web.get("/v1/batches/{id}", self._get_batch),
@@ -147,6 +150,11 @@ class FakeGateway:
     async def _estimate(self, request: web.Request) -> web.Response:
         self.estimated.append(await request.json())
         return web.json_response({"input_file_id": request.match_info["id"], **self.estimate})
+
+    async def _usage(self, request: web.Request) -> web.Response:
+        if request.query.get("format") == "csv":
+            return web.Response(text="day,model\r\n2026-11-28,m1\r\n", content_type="text/csv")
+        return web.json_response(self.usage.pop(0))
 
     async def _retry_batch(self, request: web.Request) -> web.Response:
         origin = request.match_info["id"]
