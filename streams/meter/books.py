@@ -19,6 +19,8 @@ from streams.domain.billing.usage import LEDGER_KEPT_MS, UsageLedger, metered_of
 from streams.domain.chunk import chunk_key
 from streams.meter.ports import Cause, MeterRow, Rows
 
+#: Ledgers kept decoded: usage of a batch comes in many records for the same few chunks.
+_LEDGERS_KEPT = 2000
 #: Rows looked at between two turns of the event loop.
 _ROWS_AT_ONCE = 200
 
@@ -33,6 +35,7 @@ class Books:
         self._sends = sends
         self.partitions = 1
         self.held: frozenset[int] = frozenset()
+        self._ledgers: dict[str, UsageLedger] = {}
         #: By tenant and batch.
         self.tabs: dict[Key, Tab] = {}
         #: Tabs with an open window.
@@ -57,6 +60,7 @@ class Books:
     def clear(self) -> None:
         """Forgets everything: the partitions are another's."""
         self.held = frozenset()
+        self._ledgers.clear()
         self.tabs.clear()
         self.unbilled.clear()
         self.open.clear()
@@ -73,12 +77,11 @@ class Books:
         metered, flags = metered_of(record), dict[str, int]()
         for chunk, lines in usage.by_chunk(record.lines).items():
             key = _chunk_key(metered.key, chunk)
-            row = cast("MeterChunkRow | None", self._chunks.get(key))
-            before = UsageLedger(metered, chunk) if row is None else usage.from_row(row)
+            before = self._ledger(key) or UsageLedger(metered, chunk)
             found = usage.accept(before, record, lines, offset)
             if found is None:
                 continue
-            after = found.ledger
+            after = self._ledgers[key] = found.ledger
             self._chunks.put(key, usage.to_row(after), Cause(self.partition_of(record.tenant), 0))
             tab = self._tab(after)
             tab.gain(found.gained, record.at_ms, now_ms)
@@ -134,6 +137,7 @@ class Books:
             if (chunk.tenant, chunk.batch_id) in old:
                 cause = Cause(self.partition_of(chunk.tenant), chunk.watermark)
                 row_key = _chunk_key((chunk.tenant, chunk.batch_id), chunk.chunk)
+                self._ledgers.pop(row_key, None)
                 self._chunks.delete(row_key, cause)
         async for row in self._walk(self._sends):
             send = cast("MeterSend", row)
@@ -152,6 +156,15 @@ class Books:
 
     def _is_mine(self, row: MeterRow) -> bool:
         return self.partition_of(row.tenant) in self.held
+
+    def _ledger(self, key: str) -> UsageLedger | None:
+        known = self._ledgers.get(key)
+        if known is not None:
+            return known
+        if len(self._ledgers) >= _LEDGERS_KEPT:
+            del self._ledgers[next(iter(self._ledgers))]
+        row = cast("MeterChunkRow | None", self._chunks.get(key))
+        return None if row is None else usage.from_row(row)
 
     def _tab(self, ledger: UsageLedger) -> Tab:
         key = ledger.metered.key
