@@ -222,10 +222,10 @@ class BatchWorker(Service):
         self.gates = gates = Gates(self._name, self._table, pools, self._clock, changed)
         if not gates.by_pool:
             return
-        await self._loads.start("end")
+        await self._loads.start("beginning")
         await self._lag.start()
         gates.tick()
-        self._beside.start(CapacityFollower(self._loads, gates.hear).run())
+        self._beside.start(CapacityFollower(self._loads, gates.remember, gates.hear).run())
         self._beside.start(LagReader(self._lag, gates.hear_lag).run())
         for url, names in _engine_pages(self._table).items():
             engine = HTTPEngineMetrics(url)

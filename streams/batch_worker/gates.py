@@ -54,8 +54,17 @@ class Gates:
         self._now_s = clock.now_ms() / 1000
         #: How long the oldest real-time request waits, by realtime-worker.
         self._waits_s: dict[str, tuple[float, float]] = {}
+        #: Realtime-workers' last words before this process began; None until they are known.
+        self._past: tuple[RealtimeLoad, ...] | None = None
         self.by_pool: dict[str, PoolGate] = {}
         self._begin()
+
+    def remember(self, past: Iterable[RealtimeLoad]) -> None:
+        """What each realtime-worker said last before this process began; until then the floors
+        hold, and also after it if one of them has not said goodbye, until one speaks."""
+        self._past = tuple(past)
+        for gate in self.by_pool.values():
+            gate.remember(self._past, self._now())
 
     def hear(self, load: Load) -> None:
         """A process says how it does."""
@@ -121,6 +130,8 @@ class Gates:
                 most = pool.max_in_flight
                 gate = PoolGate(self._worker, pool.yields, most, *pools, self._now_s)
                 self.by_pool[pool.name] = gate
+                if self._past is not None:
+                    gate.remember(self._past, self._now_s)
 
     def _now(self) -> float:
         now_s = self._clock.now_ms() / 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import structlog
@@ -21,6 +22,8 @@ log = structlog.get_logger(__name__)
 LISTEN_S = 1.5
 #: A realtime-worker that said goodbye and is silent for so long has gone, and isn't missed.
 _GONE_AFTER_S = 2.0
+#: So has one that was silent for so long while others spoke.
+_REPLACED_AFTER_S = 15.0
 _BLIND = frozenset({Reason.STALE, Reason.INVALID})
 
 
@@ -43,6 +46,7 @@ class PoolGate:
         self._pool = pool
         self._renders = renders
         self._listen_until_s = now_s + LISTEN_S
+        self._knows_past = False
         self._settings = GateSettings(
             target=yields.target,
             highest=max_in_flight,
@@ -87,6 +91,14 @@ class PoolGate:
     def hear(self, signal: Signal, now_s: float) -> None:
         """A signal as it is."""
         self.gate.hear(signal, now_s)
+
+    def remember(self, past: Iterable[RealtimeLoad], now_s: float) -> None:
+        """The last words of realtime-workers before there was this gate: who is silent now, and
+        has not said goodbye, is missed."""
+        self._knows_past = True
+        for load in past:
+            if not load.stopping and any(pool.pool == self.name for pool in load.pools):
+                self._lane.setdefault(load.worker, (min(now_s, load.at_ms / 1000), False))
 
     def hear_realtime(self, load: RealtimeLoad, now_s: float) -> None:
         """A realtime-worker's load on this pool."""
@@ -153,7 +165,8 @@ class PoolGate:
             highest = min(highest, self._yields.highest)
         sources = self._yields.signals
         if sources is None:
-            lane = bool(self._lane) or now_s < self._listen_until_s
+            listens = now_s < self._listen_until_s or not self._knows_past
+            lane = bool(self._lane) or listens
             engine = self._yields.metrics_url is not None
             sources = frozenset(
                 source
@@ -172,8 +185,10 @@ class PoolGate:
         return Demand(work, sum(known) / len(known) if known else 0.0)
 
     def _forget(self, now_s: float) -> None:
+        newest_s = max((heard_s for heard_s, _ in self._lane.values()), default=0.0)
         for name, (heard_s, leaving) in list(self._lane.items()):
-            if leaving and now_s - heard_s > _GONE_AFTER_S:
+            replaced = newest_s - heard_s > _REPLACED_AFTER_S
+            if replaced or (leaving and now_s - heard_s > _GONE_AFTER_S):
                 del self._lane[name]
                 self.gate.left(name, now_s)
         for name, calls in list(self._others.items()):

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from schemas.records import PoolLoad, RealtimeCancel, RealtimeRequest
+from schemas.records import PoolLoad, RealtimeCancel, RealtimeRequest, WorkerLoad
 from schemas.topics import REALTIME_CANCEL, REALTIME_REQUEST
+from streams.batch_worker.pool_gate import LISTEN_S
 from streams.domain.clock import SystemClock
 from streams.settings import Settings
 from tests.support.lines import CHAT, FAR_MS, Lines, running_lines, running_upstream
@@ -85,6 +86,21 @@ async def _silence(lines: Lines) -> None:
     await eventually(over, 10)
 
 
+async def _limits(lines: Lines, worker: str, seconds: float) -> set[int]:
+    """What a batch-worker that starts now allows itself on pool a in its first seconds."""
+
+    def loads() -> list[WorkerLoad]:
+        return [load for load in lines.loads if load.worker == worker]
+
+    async def long_enough() -> bool:
+        await lines.read()
+        found = loads()
+        return bool(found) and found[-1].at_ms - found[0].at_ms > 1000 * seconds
+
+    await eventually(long_enough, 30, "the worker has spoken for a while")
+    return {load.pools[0].limit for load in loads()}
+
+
 async def test_a_burst_takes_credits_and_running_calls_and_its_end_gives_them_back(
     kafka_settings: Settings, tmp_path: Path
 ) -> None:
@@ -119,6 +135,9 @@ async def test_a_burst_takes_credits_and_running_calls_and_its_end_gives_them_ba
         realtime.send_signal(signal.SIGKILL)
         blind = await _load(lines, lambda p: p.reason == "stale", "the lane is missed")
         assert blind.limit == 2
+        # Whoever starts now has only heard of it.
+        lines.run("batch-worker", instance="1")
+        assert max(await _limits(lines, "batch-worker-1", LISTEN_S + 2.0)) <= 2
         lines.run("realtime-worker")
         again = await _load(lines, lambda p: p.limit == MOST, "the lane is back")
         assert again.reason != "stale"

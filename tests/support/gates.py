@@ -44,7 +44,13 @@ def _broken(error: BaseException) -> None:
 class GatedWorker:
     """A batch-worker reduced to its pools and gates."""
 
-    def __init__(self, name: str, upstreams: UpstreamTable, clock: ManualClock) -> None:
+    def __init__(
+        self,
+        name: str,
+        upstreams: UpstreamTable,
+        clock: ManualClock,
+        past: tuple[RealtimeLoad, ...] | None = (),
+    ) -> None:
         self.name = name
         self.clock = clock
         self.changes = 0
@@ -54,6 +60,8 @@ class GatedWorker:
             for pool_name in (pool.name, templates_pool(pool.name))
         }
         self.gates = Gates(name, upstreams, self.pools, clock, self._changed)
+        if past is not None:
+            self.gates.remember(past)
 
     def _changed(self) -> None:
         self.changes += 1
@@ -88,6 +96,7 @@ class Site:
 
     def __init__(self, workers: int = 1, most: int = MOST, **yields: Any) -> None:
         self.clock = ManualClock()
+        self._most, self._yields = most, yields
         upstreams = table(most, **yields)
         self.workers = [GatedWorker(f"b{n}", upstreams, self.clock) for n in range(workers)]
         self._said: tuple[int, int] = (-1, 0)
@@ -102,10 +111,23 @@ class Site:
         """Calls that all may have in flight."""
         return sum(worker.part for worker in self.workers)
 
+    def restart(self, past: tuple[RealtimeLoad, ...] | None) -> None:
+        """All batch-workers start anew; past: what realtime-workers said last, None if that is
+        not read yet."""
+        upstreams = table(self._most, **self._yields)
+        self.workers = [GatedWorker(w.name, upstreams, self.clock, past) for w in self.workers]
+
     def say(self, in_flight: int, **changes: Any) -> None:
         """The realtime-worker's load."""
+        load = self.load(in_flight, **changes)
+        for worker in self.workers:
+            worker.gates.hear(load)
+
+    def load(self, in_flight: int, **changes: Any) -> RealtimeLoad:
+        """What the realtime-worker says."""
         ttft = (80_000,) if in_flight else ()
         pool = {
+            "pool": POOL,
             "in_flight": in_flight,
             "ttft_us": ttft,
             "ttft_sent_ms": tuple(self.clock.ms - 100 for _ in ttft),
@@ -121,11 +143,7 @@ class Site:
             "oldest_wait_ms": 0,
             **changes,
         }
-        load = RealtimeLoad(
-            pools=(RealtimePoolLoad(pool=POOL, waiting=0, itl_us=(), **pool),), **fields
-        )
-        for worker in self.workers:
-            worker.gates.hear(load)
+        return RealtimeLoad(pools=(RealtimePoolLoad(waiting=0, itl_us=(), **pool),), **fields)
 
     def run(self, seconds: float, lane: int | None = None) -> None:
         """Time goes by; lane: real-time calls in flight, None for no realtime-worker."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from schemas.records import ReadyLine, ReadyLines, RealtimeLoad, Record
+from schemas.records import ReadyLine, ReadyLines, RealtimeLoad, Record, WorkerLoad
 from schemas.topics import CAPACITY
 from streams.adapters.engine_metrics_fake import FakeEngineMetrics
 from streams.batch_worker.line import Held, Line
@@ -29,8 +30,17 @@ LOAD = RealtimeLoad(worker="r", process="p", at_ms=1, in_flight=0, oldest_wait_m
 class Reads:
     """A reader with these answers; after them it fails, or has nothing more."""
 
-    def __init__(self, *answers: list[Record | None] | Exception) -> None:
+    def __init__(self, *answers: list[Record | None] | Exception, end: int = 0) -> None:
+        """end: what the topic holds at first."""
         self._answers = list(answers)
+        self._end = end
+        self._position = 0
+
+    async def ends(self) -> Mapping[tuple[str, int], int]:
+        return {(CAPACITY.name, 0): self._end}
+
+    def positions(self) -> Mapping[tuple[str, int], int]:
+        return {(CAPACITY.name, 0): self._position}
 
     async def poll(self, timeout_s: float = 0.2) -> list[ReadRecord]:
         await asyncio.sleep(0)
@@ -39,7 +49,27 @@ class Reads:
         answer = self._answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
+        self._position += len(answer)
         return [ReadRecord(CAPACITY, 0, n, 0, "k", record) for n, record in enumerate(answer)]
+
+
+def _remember(_past: Iterable[RealtimeLoad]) -> None:
+    pass
+
+
+async def test_of_the_past_only_each_lanes_last_word_counts_and_it_comes_before_any_load() -> None:
+    batch = WorkerLoad(worker="b", at_ms=1, partitions=(), pools=())
+    other, bye = replace(LOAD, worker="r2"), replace(LOAD, at_ms=2, stopping=True)
+    heard: list[object] = []
+    reader = Reads([LOAD, batch, None], [other, bye], [batch, LOAD], end=5)
+
+    def remember(past: Iterable[RealtimeLoad]) -> None:
+        heard.append(list(past))
+
+    task = asyncio.create_task(CapacityFollower(reader, remember, heard.append).run())
+    await eventually(lambda: len(heard) == 3)
+    task.cancel()
+    assert heard == [[bye, other], batch, LOAD]
 
 
 async def test_loads_are_passed_on_tombstones_are_not_and_a_failure_is_not_the_end(
@@ -48,7 +78,7 @@ async def test_loads_are_passed_on_tombstones_are_not_and_a_failure_is_not_the_e
     monkeypatch.setattr("streams.batch_worker.signals.capacity._RETRY_S", 0.0)
     heard: list[object] = []
     reader = Reads([LOAD, None], BrokerUnreachable("gone"), [LOAD])
-    task = asyncio.create_task(CapacityFollower(reader, heard.append).run())
+    task = asyncio.create_task(CapacityFollower(reader, _remember, heard.append).run())
     await eventually(lambda: heard == [LOAD, LOAD])
     task.cancel()
 

@@ -91,6 +91,57 @@ def test_a_lane_that_falls_silent_means_the_floor_until_it_speaks_again() -> Non
     assert (site.worker.part, site.worker.reason) == (MOST, "silence")
 
 
+def test_a_worker_that_starts_while_every_lane_is_dead_stays_at_its_floor_until_one_speaks() -> (
+    None
+):
+    site = Site(workers=2)
+    site.run(3.0, lane=0)
+    dead = site.load(7)
+    for away_s in (5.0, 86_400.0):
+        site.run(5.0)
+        site.clock.advance(away_s)
+        site.restart(past=(dead,))
+        site.run(60.0)
+        assert (site.total, site.worker.reason) == (2, "stale")
+        site.clock.advance(-7200)
+        site.run(60.0)
+        assert (site.total, site.worker.reason) == (2, "stale"), "also with a clock set back"
+    # Another one than that which died, whose goodbye is then enough.
+    site.run(20.0, lane=0)
+    assert (site.total, site.worker.reason) == (2 * MOST, "silence")
+    site.say(0, stopping=True)
+    site.run(20.0)
+    assert site.total == 2 * MOST
+
+
+def test_a_worker_that_starts_after_a_lanes_goodbye_or_beside_another_pools_is_at_full_speed() -> (
+    None
+):
+    site = Site()
+    gone = site.load(0, stopping=True)
+    elsewhere = site.load(3, worker="r1", pool={"pool": "elsewhere"})
+    site.restart(past=(gone, elsewhere))
+    site.run(2.0)
+    assert (site.worker.part, site.worker.reason) == (MOST, "silence")
+
+
+def test_until_the_past_is_known_a_worker_stays_at_its_floor() -> None:
+    site = Site()
+    site.restart(past=None)
+    site.run(30.0)
+    assert (site.worker.part, site.worker.reason) == (2, "stale")
+    site.worker.gates.remember(())
+    site.run(0.2)
+    assert (site.worker.part, site.worker.reason) == (MOST, "silence")
+
+
+def test_a_lane_that_is_gone_for_good_can_be_written_off_in_the_table() -> None:
+    site = Site(signals=[])
+    site.restart(past=(site.load(7),))
+    site.run(2.0)
+    assert (site.worker.part, site.worker.reason) == (MOST, "silence")
+
+
 def test_a_lane_that_said_goodbye_is_not_missed() -> None:
     site = Site(abort=True)
     site.run(3.0, lane=0)
