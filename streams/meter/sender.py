@@ -127,15 +127,17 @@ class Sender:
     async def review(self, tenants: frozenset[str] | None = None) -> None:
         """Tries parked sends again, of these tenants or of all."""
         now_ms = self._around.clock.now_ms()
-        for send in sorted(self._books.open.values(), key=_order):
-            if tenants is not None and send.tenant not in tenants:
+        for known in sorted(self._books.open.values(), key=_order):
+            if tenants is not None and known.tenant not in tenants:
                 continue
-            if not rules.waits_by_itself(send):
+            await self._around.guard.wait()
+            # Two reviews may run at once, and a lane beside them: what counts is what is so now.
+            send = self._books.open.get(known.identifier)
+            if send is None or not rules.waits_by_itself(send):
                 continue
             if rules.next_of(send, now_ms) is Next.PARK:
                 await self._end(rules.park(send, rules.TOO_OLD, now_ms))
             elif not isinstance(self._target(send), str):
-                await self._around.guard.wait()
                 self._books.write(rules.unpark(send, now_ms), now_ms)
                 self._lane(send.tenant).queue.append(send.identifier)
 

@@ -3,6 +3,7 @@ sink with faults, and a process that dies between any two steps."""
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -50,6 +51,7 @@ class World:
         self.published: dict[str, MeterSend] = {}
         self.committed = 0
         self.calls_per_s = 1000.0
+        self.pause_s = 0.0
         self.reach: Reach = lambda _: None
         self.start()
 
@@ -88,7 +90,9 @@ class World:
         self.clock.advance(seconds)
 
     async def wait(self) -> None:
-        """The fence never closes."""
+        """The fence: never closed, but sometimes slow."""
+        if self.pause_s:
+            await asyncio.sleep(self.pause_s)
 
     async def flush(self) -> None:
         for table in self.tables.values():

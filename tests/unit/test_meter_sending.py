@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -73,6 +74,23 @@ async def test_usage_of_a_tenant_without_a_customer_waits_and_is_sent_when_there
     world.customers["ada"] = "cus_ada"
     await world.sender.review(frozenset({"ada"}))
     await world.settle()
+    assert world.sink.totals() == world.expected()
+
+
+async def test_two_reviews_at_once_send_what_was_parked_once() -> None:
+    world = _world(bo="cus_bo")
+    world.log.append(usage("ada", "batch_1", range(10), world.clock.now_ms()))
+    await world.settle()
+    world.customers["ada"] = "cus_ada"
+    world.pause_s = 0.02
+    slow = asyncio.create_task(world.sender.review())
+    await asyncio.sleep(0)
+    world.pause_s = 0.0
+    await world.sender.review()
+    await world.turn()
+    await slow
+    await world.settle()
+    assert len(world.sink.calls) == len(world.published)
     assert world.sink.totals() == world.expected()
 
 
