@@ -25,6 +25,7 @@ from api.read_model.prompt_queries import PromptQueries
 from api.read_model.queries import Queries
 from api.read_model.schema import TOPICS
 from api.read_model.store import ReadModelStore
+from api.read_model.webhook_rows import WebhookQueries
 from api.realtime.lane import Lane, LaneLog
 from api.routes import (
     batch_control,
@@ -39,6 +40,7 @@ from api.routes import (
     realtime,
     retry,
     usage,
+    webhooks,
 )
 from schemas.metrics import Metrics
 from schemas.partitions import partition_for
@@ -75,7 +77,7 @@ def build_app(gateway: Gateway, metrics: Metrics) -> web.Application:
     middleware.install(app)
     for module in (
         *(files, content, cost_estimate, batches, from_prompt, batch_control, retry, usage, models),
-        *(prompts, prompt_versions, realtime),
+        *(prompts, prompt_versions, realtime, webhooks),
     ):
         app.add_routes(module.routes)
     return app
@@ -139,6 +141,7 @@ async def assembled(
             rows=rows,
             queries=queries,
             prompts=PromptQueries(rows.reader),
+            webhooks=WebhookQueries(rows.reader),
             store=object_store,
             keyring=keyring,
             catalogue=catalogue,

@@ -26,6 +26,7 @@ from api.read_model.follower import Follower
 from api.read_model.prompt_queries import PromptQueries
 from api.read_model.queries import Queries
 from api.read_model.store import ReadModelStore
+from api.read_model.webhook_rows import WebhookQueries
 from api.realtime.lane import Lane
 from api.views import JSON
 from schemas.records import BatchSnapshot, FileRecord, Record
@@ -84,6 +85,7 @@ class Gateway:
     rows: ReadModelStore
     queries: Queries
     prompts: PromptQueries
+    webhooks: WebhookQueries
     store: ObjectStore
     keyring: Keyring
     catalogue: ModelCatalogue

@@ -100,6 +100,24 @@ RECOVERY_SECONDS = Metric(
     "How long the last recovery of tables took.",
 )
 
+# Webhook-worker
+WEBHOOK_ATTEMPTS = Metric(
+    "backhaul_webhook_attempts_total",
+    MetricKind.COUNTER,
+    "Attempts to tell a webhook endpoint of an event, by how they ended.",
+    ("outcome",),
+)
+WEBHOOKS_PENDING = Metric(
+    "backhaul_webhook_deliveries_pending",
+    MetricKind.GAUGE,
+    "Deliveries of this process that are neither delivered nor given up.",
+)
+WEBHOOKS_DISABLED = Metric(
+    "backhaul_webhook_endpoints_disabled_total",
+    MetricKind.COUNTER,
+    "Endpoints disabled because nothing got through for a day.",
+)
+
 # Gateway
 GATEWAY_REQUESTS = Metric(
     "backhaul_gateway_requests_total",
@@ -353,6 +371,9 @@ METER_OLDEST_S = Metric(
 )
 
 METRICS: tuple[Metric, ...] = (
+    WEBHOOK_ATTEMPTS,
+    WEBHOOKS_PENDING,
+    WEBHOOKS_DISABLED,
     EVENTS_FOLDED,
     LINES_ACCEPTED,
     BATCHES_ENDED,

@@ -135,6 +135,34 @@ PROMPT = Topic(
     "of a revision to the first; what is superseded gets a tombstone. One partition, so that a "
     "version precedes the head that lists it and one offset says how far it was read.",
 )
+WEBHOOK = Topic(
+    name="webhook.v1",
+    key="endpoint id",
+    records=(r.WebhookEndpoint,),
+    partitions=1,
+    cleanup=Cleanup.COMPACT,
+    retention_s=None,
+    why="Tenants' webhook endpoints with their secrets, until a tombstone follows. Small.",
+)
+WEBHOOK_EVENT = Topic(
+    name="webhook.event.v1",
+    key="tenant",
+    records=(r.BatchEnded, r.WebhookCommand),
+    partitions=4,
+    cleanup=Cleanup.DELETE,
+    retention_s=7 * _DAY_S,
+    why="What webhooks are to be told, and what callers ask of them. Keyed by tenant, so that one "
+    "worker has all of a tenant's deliveries; its tables have the same partitions.",
+)
+WEBHOOK_DELIVERY = Topic(
+    name="webhook.delivery.v1",
+    key="endpoint id, or it, a slash and the event id",
+    records=(r.WebhookDelivery, r.WebhookState),
+    partitions=1,
+    cleanup=Cleanup.COMPACT,
+    retention_s=None,
+    why="How each recent delivery and each endpoint stands, for the gateways.",
+)
 FILE_TASK = Topic(
     name="file.task.v1",
     key="batch id",
@@ -230,6 +258,9 @@ TOPICS: tuple[Topic, ...] = (
     FILE,
     ACCOUNT,
     PROMPT,
+    WEBHOOK,
+    WEBHOOK_EVENT,
+    WEBHOOK_DELIVERY,
     FILE_TASK,
     LINE_READY,
     LINE_DONE,
@@ -253,6 +284,7 @@ GROUP_TOPICS: tuple[Topic, ...] = (
     LINE_DONE,
     USAGE_RECORDED,
     REALTIME_REQUEST,
+    WEBHOOK_EVENT,
 )
 #: Topics that share keys with tables or with each other and so have equal partition counts.
 COPARTITIONED: tuple[Topic, ...] = (BATCH_COMMAND, BATCH_EVENT)

@@ -10,7 +10,10 @@ from pydantic import ValidationError
 from streams import log
 from streams.settings import Settings
 
-ROLES = ("controller", "file-worker", "batch-worker", "collector", "realtime-worker", "meter")
+ROLES = (
+    *("controller", "file-worker", "batch-worker", "collector"),
+    *("realtime-worker", "meter", "webhook-worker"),
+)
 EXIT_USAGE = 2
 
 

@@ -16,6 +16,7 @@ _MIB = 1024 * 1024
 
 WindowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
 WindowSeconds = Annotated[int, Field(ge=1, le=7 * 86_400)]
+RetryAfterSeconds = Annotated[float, Field(ge=0, le=86_400)]
 
 
 class Settings(BaseSettings):
@@ -59,6 +60,13 @@ class Settings(BaseSettings):
     meter_window_s: float = Field(default=300.0, ge=1.0, le=3600.0)
     #: Calls to Stripe a second of all meters together; Stripe allows 1,000 in live mode.
     meter_calls_per_s: float = Field(default=100.0, gt=0, le=1000.0)
+
+    #: Webhooks may be at private addresses and over plain HTTP: only where tenants are trusted.
+    webhook_allow_private: bool = False
+    #: Seconds from each failed attempt at a webhook to the next; after the last it is given up.
+    webhook_retry_after_s: tuple[RetryAfterSeconds, ...] = Field(
+        default=(5, 30, 120, 600, 1800, 3600, 7200, 14_400, 28_800, 29_000), max_length=100
+    )
 
     #: Where the gateway listens.
     host: str = "127.0.0.1"

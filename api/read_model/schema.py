@@ -3,7 +3,8 @@
 Rows and the topic offsets they come from are written in one transaction, so a restart goes on
 where the last transaction ended. Every statement may be repeated: a batch row is replaced only
 by a snapshot of no lower revision, a deleted file and a revoked key stay so whatever comes later.
-Stored prompts are in `prompt_rows`, commands to running batches in `control_rows`.
+Stored prompts are in `prompt_rows`, commands to running batches in `control_rows`, webhooks in
+`webhook_rows`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import msgspec
 
 from api.read_model.control_rows import CONTROL_TABLES, control_statements, folded_statements
 from api.read_model.prompt_rows import PROMPT_TABLES, Statement, prompt_statements
+from api.read_model.webhook_rows import WEBHOOK_TABLES, webhook_statements
 from schemas.records import (
     ApiKeyRecord,
     BatchCancel,
@@ -28,14 +30,33 @@ from schemas.records import (
     FileRecord,
     PromptHead,
     PromptVersionRef,
+    WebhookDelivery,
+    WebhookEndpoint,
 )
-from schemas.topics import ACCOUNT, BATCH_COMMAND, BATCH_STATUS, FILE, PROMPT, Topic
+from schemas.topics import (
+    ACCOUNT,
+    BATCH_COMMAND,
+    BATCH_STATUS,
+    FILE,
+    PROMPT,
+    WEBHOOK,
+    WEBHOOK_DELIVERY,
+    Topic,
+)
 from streams.kafka.reader import ReadRecord
 
 #: What the read model is made of.
-TOPICS: tuple[Topic, ...] = (BATCH_COMMAND, BATCH_STATUS, FILE, ACCOUNT, PROMPT)
+TOPICS: tuple[Topic, ...] = (
+    BATCH_COMMAND,
+    BATCH_STATUS,
+    FILE,
+    ACCOUNT,
+    PROMPT,
+    WEBHOOK,
+    WEBHOOK_DELIVERY,
+)
 
-TABLES = f"""{PROMPT_TABLES}{CONTROL_TABLES}
+TABLES = f"""{PROMPT_TABLES}{CONTROL_TABLES}{WEBHOOK_TABLES}
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE positions (
     topic TEXT NOT NULL, partition INTEGER NOT NULL, next_offset INTEGER NOT NULL,
@@ -70,7 +91,7 @@ CREATE INDEX keys_by_secret ON keys (secret_sha256);
 """
 
 #: Changes whenever the tables or the stored records' fields do: then the model is rebuilt.
-_STORED = (BatchSnapshot, PromptHead, PromptVersionRef)
+_STORED = (BatchSnapshot, PromptHead, PromptVersionRef, WebhookEndpoint, WebhookDelivery)
 VERSION = hashlib.sha256(
     (TABLES + repr([msgspec.structs.fields(kept) for kept in _STORED])).encode()
 ).hexdigest()[:16]
@@ -118,6 +139,9 @@ def statements(records: list[ReadRecord]) -> Iterator[Statement]:
     for read in records:
         if read.topic is PROMPT:
             yield from prompt_statements(read)
+            continue
+        if read.topic in (WEBHOOK, WEBHOOK_DELIVERY):
+            yield from webhook_statements(read)
             continue
         match read.record:
             case BatchCreate() as create:

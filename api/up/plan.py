@@ -1,10 +1,10 @@
 """Which processes `backhaul up` runs, how, and in which order they stop.
 
 simulator ─ controller ─ collector ─ file-worker ─ batch-worker × N ─ realtime-worker ─ meter
-    ─ gateway
+    ─ webhook-worker ─ gateway
     started at once
 gateway → realtime-worker → batch-workers → file-worker → collector → controller → meter
-    → simulator
+    → webhook-worker → simulator
     stopped so
 """
 
@@ -29,12 +29,13 @@ ROLES = (
     BATCH_WORKER,
     "realtime-worker",
     "meter",
+    "webhook-worker",
     GATEWAY,
 )
 #: Nothing new comes in first, then what feeds a process stops before it, so that it can finish.
 STOP_ORDER = (
     *(GATEWAY, "realtime-worker", BATCH_WORKER),
-    *("file-worker", "collector", "controller", "meter", SIMULATOR),
+    *("file-worker", "collector", "controller", "meter", "webhook-worker", SIMULATOR),
 )
 
 #: TLS and SASL are for a cluster of somebody else's; our own broker on loopback has neither.

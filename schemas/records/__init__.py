@@ -68,6 +68,15 @@ from schemas.records.registry import (
     TenantRecord,
 )
 from schemas.records.tables import BatchRow, ChunkRow, OpenRetry
+from schemas.records.webhooks import (
+    BatchEnded,
+    DeliveryState,
+    WebhookCommand,
+    WebhookCommandKind,
+    WebhookDelivery,
+    WebhookEndpoint,
+    WebhookState,
+)
 
 __all__ = [
     "RECORDS",
@@ -79,6 +88,7 @@ __all__ = [
     "BatchCancel",
     "BatchChange",
     "BatchCreate",
+    "BatchEnded",
     "BatchError",
     "BatchForecast",
     "BatchForecasts",
@@ -95,6 +105,7 @@ __all__ = [
     "ClaimCheck",
     "CollectedLine",
     "ControllerLoad",
+    "DeliveryState",
     "DoneLines",
     "DueLines",
     "FileRecord",
@@ -130,11 +141,21 @@ __all__ = [
     "TenantRecord",
     "Usage",
     "UsageRecorded",
+    "WebhookCommand",
+    "WebhookCommandKind",
+    "WebhookDelivery",
+    "WebhookEndpoint",
+    "WebhookState",
     "WorkerLoad",
 ]
 
 Record = (
     BatchCreate
+    | BatchEnded
+    | WebhookCommand
+    | WebhookDelivery
+    | WebhookEndpoint
+    | WebhookState
     | BatchCancel
     | BatchPause
     | BatchResume
@@ -171,6 +192,11 @@ Record = (
 """Every record that stands alone on a topic or in a table."""
 
 RECORDS: tuple[type[Record], ...] = (
+    BatchEnded,
+    WebhookCommand,
+    WebhookDelivery,
+    WebhookEndpoint,
+    WebhookState,
     BatchCreate,
     BatchCancel,
     BatchPause,

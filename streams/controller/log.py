@@ -1,7 +1,8 @@
 """Folds batch.event, and keeps the order of a step (ADR 1):
 
     1. fold up to 100 queued events, in memory
-    2. send the effects and wait for the broker: tasks, usage and files; then snapshots
+    2. send the effects and wait for the broker: tasks, usage and files; then snapshots;
+       then ends, so that who is told of one finds the batch ended and its files there
     3. write the changed chunk rows, then the changed batch rows
     4. ack the events
     5. commit: the Kafka base does, after the rows are on the broker
@@ -20,8 +21,8 @@ from typing import assert_never, cast
 import structlog
 from msgspec.structs import replace
 
-from schemas.records import BatchSnapshot, UsageRecorded
-from schemas.topics import FILE, FILE_TASK, USAGE_RECORDED
+from schemas.records import BatchEnded, BatchSnapshot, UsageRecorded
+from schemas.topics import FILE, FILE_TASK, USAGE_RECORDED, WEBHOOK_EVENT
 from streams.controller.books import Books
 from streams.controller.ports import Cause, Guard, Sender
 from streams.controller.queued import Queued
@@ -109,6 +110,20 @@ class Step:
         }
         return list(latest.values())
 
+    @property
+    def ends(self) -> list[BatchEnded]:
+        """The batches that ended with this step, for webhooks."""
+        return [
+            BatchEnded(
+                batch_id=batch_id,
+                tenant=batch.request.tenant,
+                status=batch.status,
+                at_ms=batch.ended_at_ms,
+            )
+            for batch_id, batch in self.batches.items()
+            if isinstance(batch, Ended)
+        ]
+
 
 class BatchLog:
     """Work on batch.event. on_step is called when a step is written, before it is acked."""
@@ -147,6 +162,9 @@ class BatchLog:
         await self._send(step)
         if snapshots := step.snapshots:
             await self._snapshots.publish(snapshots)
+        await asyncio.gather(
+            *(self._sender.send(WEBHOOK_EVENT, ended.tenant, ended) for ended in step.ends)
+        )
         reach("controller.effects_sent")
         await self._guard.wait()
         if not all(consumed.live for consumed in step.events):

@@ -22,14 +22,21 @@ from faust.types import TP
 
 from schemas.codec import decode, encode
 from schemas.headers import ROW_WATERMARK
-from schemas.records import BatchRow, ChunkRow, MeterChunkRow, MeterSend
+from schemas.records import (
+    BatchRow,
+    ChunkRow,
+    MeterChunkRow,
+    MeterSend,
+    WebhookDelivery,
+    WebhookState,
+)
 from streams.kafka.app import RoleApp
 from streams.kafka.changelog import ChangelogProducer, Headers
 from streams.kafka.errors import KafkaBaseError
 
 log = structlog.get_logger(__name__)
 
-Row = BatchRow | ChunkRow | MeterChunkRow | MeterSend
+Row = BatchRow | ChunkRow | MeterChunkRow | MeterSend | WebhookDelivery | WebhookState
 #: The watermark of a deletion that doesn't say.
 _ALWAYS = 1 << 62
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from schemas.records import BatchStatus, OutcomeKind
-from schemas.topics import BATCH_EVENT, BATCH_STATUS, FILE, FILE_TASK, USAGE_RECORDED
+from schemas.topics import BATCH_EVENT, BATCH_STATUS, FILE, FILE_TASK, USAGE_RECORDED, WEBHOOK_EVENT
 from streams.controller.books import STUB_KEPT_MS, Books
 from streams.controller.commands import CommandRelay
 from streams.controller.log import STEP_EVENTS, BatchLog, Step
@@ -23,6 +23,7 @@ from tests.support.batch_log import (
     BATCH,
     CREATED_MS,
     ENDS_MS,
+    TENANT,
     assembled,
     cancel,
     change,
@@ -85,9 +86,14 @@ async def test_a_step_sends_effects_then_snapshots_then_writes_chunks_then_batch
     assert sorted(desk.journal[:4]) == sorted(
         [FILE_TASK.name, USAGE_RECORDED.name, FILE_TASK.name, FILE.name]
     )
-    assert desk.journal[4:] == [BATCH_STATUS.name, "chunks", "batches", "ack", "ack", "ack", "ack"]
+    told = [BATCH_STATUS.name, WEBHOOK_EVENT.name]
+    assert desk.journal[4:] == [*told, "chunks", "batches", "ack", "ack", "ack", "ack"]
     (snapshot,) = desk.sender.of(BATCH_STATUS)
     assert (snapshot.status, snapshot.revision) == (BatchStatus.COMPLETED, 103)
+    (ended,) = desk.sender.of(WEBHOOK_EVENT)
+    assert (ended.batch_id, ended.tenant, ended.status) == (BATCH, TENANT, BatchStatus.COMPLETED)
+    await desk.feed(cancel(), segment([outcome(0)]), first=200)
+    assert desk.sender.of(WEBHOOK_EVENT) == [ended], "a batch ends once"
 
 
 async def test_a_step_whose_partition_was_revoked_meanwhile_writes_nothing() -> None:

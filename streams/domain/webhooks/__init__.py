@@ -1,0 +1,1 @@
+"""Rules of webhooks: where they may go, what they say, and how often it is tried."""

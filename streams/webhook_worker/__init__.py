@@ -1,0 +1,1 @@
+"""Tells tenants' webhook endpoints what has happened."""
