@@ -28,7 +28,7 @@ from tests.support.stack import Simulator, Stack
 from tests.support.waiting import deadline_in
 
 T = TypeVar("T")
-ROLES = ("controller", "file-worker", "batch-worker", "collector", "gateway")
+ROLES = ("controller", "file-worker", "batch-worker", "collector", "gateway", "realtime-worker")
 #: What each line meets at its attempts; most answer at once.
 SCRIPTS: tuple[str | None, ...] = (*[None] * 14, "503,ok", "429,ok", "cut,ok", "400", "garbage,ok")
 
