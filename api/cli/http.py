@@ -87,6 +87,16 @@ class HTTP:
         """
         return self.judged(self.ask(method, path, body, headers))
 
+    def json_once(self, method: str, path: str, body: Json) -> Json:
+        """A request that is never sent again, because a repeat would do more. Raises as json()."""
+        data = msgspec.json.encode(body)
+        try:
+            answer = self.send(method, path, data, {"Content-Type": "application/json"})
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise self.unreachable(error) from error
+        return self.judged(answer)
+
     def ask(
         self, method: str, path: str, body: Json | None = None, headers: Mapping[str, str] = {}
     ) -> Answer:

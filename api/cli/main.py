@@ -42,6 +42,7 @@ COMMANDS = {
     "download": Place("api.cli.download:download", "Download a batch's output and error file."),
     "usage": Place("api.cli.usage:usage", "What your batches have used and cost."),
     "prompts": Place("api.cli.prompts:app", "Stored prompts: make, change, show, publish."),
+    "webhooks": Place("api.cli.webhooks:app", "Webhooks: make, list, test, replay."),
     "keys": Place("api.cli.keys:app", "API keys of tenants: create, list, revoke."),
     "tenants": Place("api.cli.tenants:app", "What tenants may have enqueued: set, list."),
     "topics": Place("api.cli.topics:app", "Kafka topics: create them, show drift."),
