@@ -136,8 +136,7 @@ async def _buckets(
 async def _batches(
     gateway: Gateway, tenant: str, query: UsageQuery, after: tuple[int, str] | None
 ) -> AsyncGenerator[BatchSnapshot, None]:
-    place = after or (query.end_s, "")
-    place = min(place, (query.end_s, ""))
+    place = min(after or (query.end_s, ""), (query.end_s, ""))
     while True:
         found = await gateway.queries.batches(tenant, place, _AT_ONCE)
         for batch in found:

@@ -139,13 +139,15 @@ def count(lines: Sequence[CollectedLine], models: Sequence[str] = ()) -> Counts:
 
 
 def _by_model(lines: Sequence[CollectedLine], models: Sequence[str]) -> Mapping[str, Usage]:
-    found: dict[str, Usage] = {}
+    apart: dict[int, list[CollectedLine]] = {}
     for line in lines:
-        # A line that names no model never ran, and so has used nothing.
-        if 0 <= line.model < len(models):
-            name = models[line.model]
-            found[name] = add(found.get(name, _NO_USAGE), line.usage)
-    return found
+        apart.setdefault(line.model, []).append(line)
+    # A line that names no model never ran, and so has used nothing.
+    return {
+        models[model]: count(of_model).usage
+        for model, of_model in apart.items()
+        if 0 <= model < len(models)
+    }
 
 
 def packed_models(counts: Counts) -> tuple[ModelUsage, ...]:
@@ -153,9 +155,9 @@ def packed_models(counts: Counts) -> tuple[ModelUsage, ...]:
     return tuple([ModelUsage(model=m, usage=counts.by_model[m]) for m in sorted(counts.by_model)])
 
 
-def unpacked_models(packed: Sequence[ModelUsage]) -> Mapping[str, Usage]:
+def unpacked_models(parts: Sequence[ModelUsage]) -> Mapping[str, Usage]:
     """The usage by model in a record."""
-    return {part.model: part.usage for part in packed} if packed else _NO_MODELS
+    return {part.model: part.usage for part in parts} if parts else _NO_MODELS
 
 
 def total(ledgers: Iterable[Ledger]) -> Counts:

@@ -119,6 +119,9 @@ async def test_pages_of_batches_go_on_behind_the_last_one(priced: GatewayUnderTe
     rest = await _get(priced, group_by="batch,day", limit=2, after=first["next_page"])
     assert [(row["batch_id"], row["day"]) for row in rest["data"]] == [(made[0], "2026-11-25")]
     assert (rest["has_more"], rest["next_page"]) == (False, None)
+    older = (_NOW_MS - 2 * _DAY_MS) // 1000
+    found = await _get(priced, group_by="batch", after=made[2], end_time=older)
+    assert [row["batch_id"] for row in found["data"]] == [made[0]]
 
 
 async def test_pages_of_days_hold_whole_days(priced: GatewayUnderTest) -> None:

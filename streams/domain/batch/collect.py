@@ -16,7 +16,7 @@ from schemas.records import (
 from streams.domain.batch.effects import Effect, RecordUsage, SettleLines
 from streams.domain.batch.state import InProgress
 from streams.domain.chunk import chunk_of
-from streams.domain.ledger import Counts, Ledger, accept, count
+from streams.domain.ledger import Counts, Ledger, accept
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +42,21 @@ def collect(
     changed: dict[int, Ledger] = {}
     lines: list[CollectedLine] = []
     retries: list[OpenRetry] = []
+    gained = Counts()
     for chunk, outcomes in _by_chunk(event, batch.work.total).items():
         before = chunks.get(chunk) or Ledger()
         accepted = accept(before, outcomes, offset, models)
         if accepted.ledger is not before:
             changed[chunk] = accepted.ledger
         lines += accepted.lines
+        gained = gained.plus(accepted.gained)
         retries += accepted.retries
     bill = (RecordUsage(_usage(batch, event, lines, offset)),) if lines else ()
     settled: tuple[Effect, ...] = ()
     if lines or retries:
         numbers = tuple([line.line for line in lines])
         settled = (SettleLines(batch.request.batch_id, numbers, tuple(retries)),)
-    return Collected(changed, count(lines, models), bill, settled)
+    return Collected(changed, gained, bill, settled)
 
 
 def _by_chunk(event: SegmentWritten, total: int) -> dict[int, list[CollectedLine]]:
