@@ -71,3 +71,4 @@ class BatchRow(msgspec.Struct, frozen=True, kw_only=True):
     paused_at_ms: int | None = None
     origin_batch_id: str | None = None
     final_by_model: tuple[ModelUsage, ...] = ()
+    frozen_prefix: int = 0

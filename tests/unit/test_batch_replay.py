@@ -22,7 +22,7 @@ from schemas.records import (
 from streams.domain.batch.effects import SendTask
 from streams.domain.batch.machine import Entry, Event
 from streams.domain.batch.row import from_row, snapshot_of
-from streams.domain.batch.state import Ended, InProgress
+from streams.domain.batch.state import Ended, Finalizing, InProgress
 from streams.domain.ledger import bitmap
 from streams.domain.ledger import from_row as ledger_from_row
 from tests.support.batch_log import (
@@ -191,7 +191,9 @@ def but_for_counts(snapshot: BatchSnapshot) -> BatchSnapshot:
     """Of a running batch: a replay may know chunks of later events already, and counts those."""
     if snapshot.status is not BatchStatus.IN_PROGRESS:
         return snapshot
-    return replace(snapshot, completed=0, failed=0, usage=Usage(), usage_by_model=())
+    return replace(
+        snapshot, completed=0, failed=0, usage=Usage(), usage_by_model=(), accepted_prefix=0
+    )
 
 
 def check_tasks(controller: Controller) -> None:
@@ -276,3 +278,13 @@ def test_counts_are_what_the_bitmaps_say_and_close_at_the_end(log: list[Entry]) 
         if isinstance(batch, Ended) and batch.work is not None:
             assert batch.final.accepted == batch.work.total
     check_callers_view(controller.snapshots)
+
+
+def test_what_can_be_read_of_a_frozen_batch_does_not_shrink_where_chunk_rows_were_lost() -> None:
+    controller = Controller().feed(entries([create(), validated(3)]))
+    controller.feed(
+        entries([segment([outcome(n) for n in range(3)])], first=200), write_chunks=False
+    )
+    after = controller.restart()
+    assert isinstance(after.batch, Finalizing)
+    assert after.batch.accepted_prefix == 3

@@ -186,6 +186,7 @@ def to_row(batch: Batch) -> BatchRow:
         final_completed=counts.completed if frozen else 0,
         final_failed=counts.failed if frozen else 0,
         final_usage=counts.usage if frozen else Usage(),
+        frozen_prefix=prefix_of(batch) if frozen else 0,
         final_by_model=packed_models(counts) if frozen and not ended else (),
         in_progress_at_ms=times.get("in_progress_at_ms"),
         finalizing_at_ms=times.get("finalizing_at_ms"),
@@ -206,6 +207,9 @@ def from_row(row: BatchRow, chunks: Mapping[int, Ledger]) -> Batch:
         row.final_usage,
         unpacked_models(row.final_by_model),
     )
+    # Chunk rows may be behind a row that froze them, and nothing is folded into them any more; rows
+    # of earlier versions don't hold the prefix.
+    prefix = max(row.frozen_prefix, accepted_prefix(chunks))
     common: dict[str, Any] = {
         "request": request,
         "terms": Terms(priority=row.priority, expires_at_ms=row.expires_at_ms),
@@ -228,7 +232,7 @@ def from_row(row: BatchRow, chunks: Mapping[int, Ledger]) -> Batch:
                 **common,
                 work=work,
                 frozen=frozen,
-                accepted_prefix=accepted_prefix(chunks),
+                accepted_prefix=prefix,
                 reason=row.reason,
                 finalizing_at_ms=row.finalizing_at_ms,
             )
@@ -237,7 +241,7 @@ def from_row(row: BatchRow, chunks: Mapping[int, Ledger]) -> Batch:
                 **common,
                 work=work,
                 frozen=frozen,
-                accepted_prefix=accepted_prefix(chunks),
+                accepted_prefix=prefix,
                 reason=row.reason,
                 finalizing_at_ms=row.finalizing_at_ms,
                 cancelling_at_ms=row.cancelling_at_ms,
