@@ -96,7 +96,7 @@ def test_a_worker_that_starts_while_every_lane_is_dead_stays_at_its_floor_until_
 ):
     site = Site(workers=2)
     site.run(3.0, lane=0)
-    dead = site.load(7)
+    dead = site.load(7, worker="dead")
     for away_s in (5.0, 86_400.0):
         site.run(5.0)
         site.clock.advance(away_s)
