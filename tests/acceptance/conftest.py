@@ -27,7 +27,12 @@ def stack(
     stack = start_stack(
         data,
         *("--kafka", kafka_bootstrap, "--upstream", simulator.base_url),
-        env={"BACKHAUL_TOPIC_PREFIX": f"acc{uuid4().hex[:10]}"},
+        env={
+            "BACKHAUL_TOPIC_PREFIX": f"acc{uuid4().hex[:10]}",
+            # Receivers of webhooks are on loopback.
+            "BACKHAUL_WEBHOOK_ALLOW_PRIVATE": "true",
+            "BACKHAUL_WEBHOOK_RETRY_AFTER_S": "[0.2, 0.2, 1, 1, 1, 1, 1, 1]",
+        },
     )
     with running(stack):
         yield stack

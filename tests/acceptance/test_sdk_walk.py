@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 import pytest
 from openai import AsyncOpenAI, ConflictError, NotFoundError, OpenAI
@@ -16,8 +17,9 @@ from tests.support.batches import (
     submit,
     wait_for_end,
 )
-from tests.support.stack import Simulator
+from tests.support.stack import Simulator, Stack
 from tests.support.waiting import eventually
+from tests.support.webhooks import receiving
 
 pytestmark = pytest.mark.kafka
 
@@ -63,6 +65,38 @@ async def test_the_async_client_walks_the_same_way(async_client: AsyncOpenAI) ->
         assert (await client.files.delete(file.id)).deleted
         with pytest.raises(NotFoundError):
             await client.files.retrieve(file.id)
+
+
+async def test_a_receiver_is_told_when_batches_end_also_after_a_kill(
+    async_client: AsyncOpenAI, stack: Stack
+) -> None:
+    async with async_client as client, receiving(500, 500) as receiver:
+        endpoint = await client.webhooks.create(
+            name="walk", url=receiver.url, event_types=["batch.completed", "batch.failed"]
+        )
+        receiver.secret = endpoint.signing_secret
+        file = await client.files.create(
+            file=("in.jsonl", jsonl([chat_line("told")])), purpose="batch"
+        )
+
+        async def told(url: Literal["/v1/chat/completions", "/v1/embeddings"]) -> tuple[str, str]:
+            """Runs a batch until the receiver has taken an event; that event's type and batch."""
+            before = len(receiver.accepted)
+            batch = await client.batches.create(
+                input_file_id=file.id, endpoint=url, completion_window="24h"
+            )
+            await eventually(lambda: len(receiver.accepted) > before, 60)
+            _, event_type, about = receiver.got[-1]
+            assert about == batch.id
+            shown = await client.batches.retrieve(about)
+            return event_type, shown.status
+
+        assert await told("/v1/chat/completions") == ("batch.completed", "completed")
+        assert len(receiver.got) == 3, "two attempts were refused"
+        assert len(set(receiver.got)) == 1, "with one id"
+        stack.kill("webhook-worker")
+        assert await told("/v1/embeddings") == ("batch.failed", "failed")
+        await client.webhooks.delete(endpoint.id)
 
 
 def test_auto_pagination_finds_all_of_45_batches(client: OpenAI) -> None:
