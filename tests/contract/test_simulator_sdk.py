@@ -360,24 +360,23 @@ class TestEngine:
 
     @pytest.fixture
     async def engine(self) -> AsyncIterator[Simulator]:
-        config = {"engine": {"speed": 20.0}, "completion_tokens": "100000"}
+        config = {"engine": {}, "completion_tokens": "100000"}
         async with Simulator(SimulatorOptions(models=("gpt",), config=config)) as running:
             yield running
 
     async def test_streams_and_whole_answers_share_its_steps(self, engine: Simulator) -> None:
         async with openai.AsyncOpenAI(base_url=engine.base_url, api_key="any") as client:
             stream = await client.chat.completions.create(
-                model="gpt", messages=HELLO, max_tokens=30, stream=True
+                model="gpt", messages=HELLO, max_tokens=200, stream=True
             )
             whole = await client.chat.completions.create(
-                model="gpt", messages=HELLO, max_tokens=30, extra_body={"priority": 3}
+                model="gpt", messages=HELLO, max_tokens=200, extra_body={"priority": 3}
             )
             pieces = [c.choices[0].delta.content or "" async for c in stream if c.choices]
         assert "".join(pieces) == whole.choices[0].message.content
         assert len([piece for piece in pieces if piece]) > 5
 
     async def test_a_client_that_hangs_up_leaves_the_engine(self, engine: Simulator) -> None:
-        await sim(engine, "POST", "/sim/config", {"engine": {"speed": 1.0}})
         async with openai.AsyncOpenAI(base_url=engine.base_url, api_key="any") as client:
             stream = await client.chat.completions.create(
                 model="gpt", messages=HELLO, max_tokens=50_000, stream=True
