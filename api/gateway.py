@@ -21,7 +21,7 @@ from api.catalogue import ModelCatalogue
 from api.forecasts import Forecasts
 from api.log_port import LogProducer
 from api.partial import PartialOutputs
-from api.prompt_facts import PromptFacts
+from api.prompts.facts import PromptFacts
 from api.read_model.follower import Follower
 from api.read_model.prompt_queries import PromptQueries
 from api.read_model.queries import Queries

@@ -12,7 +12,7 @@ from api.auth import TENANT
 from api.body import not_json, not_object, read_body
 from api.errors import InvalidRequest, NotFound, TooLarge
 from api.gateway import GATEWAY, Gateway
-from api.prompt_preview import compiled, filled_texts, refused, render_errors
+from api.prompts.preview import compiled, filled_texts, refused, render_errors
 from api.realtime.lane import Asked
 from api.routes.prompt_versions import found_version
 from streams.domain.prompts.request import PromptUse, UseError, prompt_use

@@ -14,9 +14,9 @@ from api.auth import TENANT
 from api.create_batch import create_batch, created_before
 from api.errors import InvalidRequest, Unavailable
 from api.gateway import GATEWAY, Gateway
-from api.prompt_batch_request import PromptBatchRequest, check_row_size, read_prompt_batch, rows_of
-from api.prompt_preview import compiled, refused
-from api.prompt_writes import no_prompt
+from api.prompts.batch_request import PromptBatchRequest, check_row_size, read_prompt_batch, rows_of
+from api.prompts.preview import compiled, refused
+from api.prompts.writes import no_prompt
 from api.routes.prompt_versions import found_version
 from api.upload import store_lines
 from schemas.records import BatchSnapshot, FileRecord

@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 from aiohttp import hdrs, web
 
-from api import checks, prompt_views, prompt_writes, views
+from api import checks, views
 from api.auth import TENANT
 from api.errors import InvalidRequest
 from api.gateway import GATEWAY, Gateway
-from api.prompt_preview import preview
-from api.prompt_request import IfMatch, etag, read_render, read_version
+from api.prompts import views as prompt_views
+from api.prompts import writes as prompt_writes
+from api.prompts.preview import preview
+from api.prompts.request import IfMatch, etag, read_render, read_version
 from api.routes.paging import paging
 from api.routes.prompts import found_prompt, slug_of
 from schemas.records import PromptHead, PromptVersion, PromptVersionRef

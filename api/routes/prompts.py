@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from aiohttp import hdrs, web
 
-from api import prompt_views, prompt_writes, views
+from api import views
 from api.auth import TENANT
 from api.gateway import GATEWAY, Gateway
-from api.prompt_facts import Facts
-from api.prompt_request import IfMatch, etag, read_patch, read_prompt, read_published
+from api.prompts import views as prompt_views
+from api.prompts import writes as prompt_writes
+from api.prompts.facts import Facts
+from api.prompts.request import IfMatch, etag, read_patch, read_prompt, read_published
 from api.routes.paging import paging, unknown_after
 from schemas.records import PromptHead
 from streams.domain.prompts.registry import listed

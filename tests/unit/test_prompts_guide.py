@@ -13,7 +13,7 @@ import typer.main
 from api.cli import plain_yaml, rows
 from api.cli.main import COMMANDS
 from api.cli.prompts import app
-from api.prompt_batch_request import MAX_BATCH_BODY_BYTES
+from api.prompts.batch_request import MAX_BATCH_BODY_BYTES
 from schemas.errors import LineCode
 from streams.domain.intake.lines import MAX_CUSTOM_ID_CHARS
 from streams.domain.prompts.lines import PromptRef, batch_lines

@@ -20,10 +20,10 @@ import msgspec
 import structlog
 
 from api import checks
-from api import prompt_changes as changes
 from api.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from api.gateway import Gateway
-from api.prompt_request import IfMatch, PromptRequest, VersionRequest
+from api.prompts import changes
+from api.prompts.request import IfMatch, PromptRequest, VersionRequest
 from schemas.records import PromptHead, PromptVersion, PromptVersionRef
 from schemas.topics import PROMPT
 from streams.domain import ids

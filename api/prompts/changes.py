@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from api.prompt_request import PromptRequest, VersionRequest
+from api.prompts.request import PromptRequest, VersionRequest
 from schemas.records import PromptHead, PromptVersion, PromptVersionRef
 
 

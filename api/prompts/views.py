@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from msgspec import Raw
 
-from api.prompt_facts import Facts
+from api.prompts.facts import Facts
 from api.views import JSON
 from schemas.records import PromptHead, PromptVersion, PromptVersionRef
 

@@ -22,7 +22,7 @@ from api.body import MAX_BODY_BYTES, decoded_object, json_object, read_body
 from api.create_request import checked_key
 from api.errors import InvalidRequest, PreconditionFailed
 from api.gateway import GATEWAY
-from api.prompt_facts import Facts, facts_of
+from api.prompts.facts import Facts, facts_of
 from schemas.records import PromptHead
 from streams.domain.prompts.prompt import PromptError
 from streams.domain.prompts.request import (

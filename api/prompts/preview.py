@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from api import checks, prompt_views
+from api import checks
 from api.errors import InvalidRequest, Unavailable
 from api.gateway import Gateway
-from api.prompt_request import RenderRequest
+from api.prompts import views as prompt_views
+from api.prompts.request import RenderRequest
 from api.views import JSON
 from schemas.errors import LINE_MESSAGES, LineCode
 from schemas.records import PromptVersion
