@@ -90,10 +90,15 @@ async def test_a_batch_is_billed_once_though_the_meter_dies_at_every_step(
             await eventually(lambda: billed(tmp_path) == meters, 60, "all is billed")
             reader = TopicReader(settings, [METER_SEND])
             await reader.start("beginning")
-            sends = await told(reader)
+            sends: dict[str, MeterSend] = {}
+
+            async def confirmed() -> bool:
+                sends.update(await told(reader))
+                return {send.state for send in sends.values()} == {SendState.CONFIRMED}
+
+            await eventually(confirmed, 30, "all is confirmed")
             await reader.stop()
             assert sum(send.tokens for send in sends.values()) == want
-            assert {send.state for send in sends.values()} == {SendState.CONFIRMED}
             terminate(process)
             assert await exit_code(process) == 0
         assert billed(tmp_path) == meters
