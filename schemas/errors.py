@@ -36,6 +36,42 @@ class ValidationCode(StrEnum):
     INTERNAL_ERROR = "internal_error"
 
 
+class SubmissionCode(StrEnum):
+    """Codes of `rejected` records, beside those of a create over HTTP."""
+
+    #: The key is absent, too long, or not printable UTF-8.
+    INVALID_KEY = "invalid_key"
+    #: The header backhaul-op names nothing that there is.
+    INVALID_OP = "invalid_op"
+    #: Sealed, but no line came since the last batch with this key.
+    EMPTY_BATCH = "empty_batch"
+    #: The lines are more bytes than an input file may have.
+    TOO_LARGE = "file_too_large"
+    #: Not sealed in time.
+    NOT_SEALED = "not_sealed"
+    #: The tenant has begun too many others and not sealed them.
+    TOO_MANY_OPEN = "too_many_open"
+    #: The seal says another number of lines than came.
+    LINES_MISSING = "lines_missing"
+
+
+SUBMISSION_MESSAGES: dict[SubmissionCode, str] = {
+    SubmissionCode.INVALID_KEY: (
+        "A record needs a key, which names its batch: at most 255 printable characters in UTF-8."
+    ),
+    SubmissionCode.INVALID_OP: (
+        "The header 'backhaul-op' must be 'open', 'seal' or 'abort'; lines have none."
+    ),
+    SubmissionCode.EMPTY_BATCH: "No line came with this key since it was last sealed or opened.",
+    SubmissionCode.TOO_LARGE: "The batch is too large. All its lines are dropped.",
+    SubmissionCode.NOT_SEALED: "The batch was not sealed in time. All its lines are dropped.",
+    SubmissionCode.TOO_MANY_OPEN: (
+        "Too many batches are open: this one is the oldest and was dropped. Seal or abort some."
+    ),
+    SubmissionCode.LINES_MISSING: "The seal says another number of lines than came with this key.",
+}
+
+
 class LineCode(StrEnum):
     """Codes of `error` of a line that was never answered, in the error file."""
 

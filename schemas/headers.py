@@ -21,6 +21,21 @@ ROW_WATERMARK = "backhaul-row-watermark"
 PARTIAL_LINES = "Backhaul-Partial-Lines"
 
 
+#: On records that tenants write: what a record that is no line of a batch asks for.
+OP = "backhaul-op"
+
+
+class Op(StrEnum):
+    """What a tenant's record asks for. A record without the header is a line."""
+
+    #: A batch begins afresh: what came with this key and was not sealed is forgotten.
+    OPEN = "open"
+    #: The batch is complete; the value says how to run it, as the body of a create over HTTP.
+    SEAL = "seal"
+    #: Forget what came with this key.
+    ABORT = "abort"
+
+
 class DLQReason(StrEnum):
     """Why a record was dead-lettered; never carries any of its content."""
 

@@ -62,6 +62,16 @@ def idempotent_batch_id(tenant: str, key: str) -> str:
     return f"batch_{UUID(bytes=digest[:16]).hex}"
 
 
+def submitted_ids(topic: str, partition: int, offset: int, logged_at_ms: int) -> tuple[str, str]:
+    """The ids of the batch, and of its input file, whose first record stands there.
+
+    The same whenever the topic is read again; others in a topic that was made anew.
+    """
+    place = f"kafka:{partition}:{offset}:{logged_at_ms}:{topic}"
+    unique = UUID(bytes=hashlib.sha256(place.encode()).digest()[:16]).hex
+    return f"batch_{unique}", f"file-{unique}"
+
+
 def new_prompt_id() -> str:
     """An id for a prompt created without an Idempotency-Key."""
     return f"prompt_{_fresh()}"

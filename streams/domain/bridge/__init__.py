@@ -1,0 +1,1 @@
+"""Batches that come and go over Kafka."""
