@@ -45,6 +45,7 @@ COMMANDS = {
     "webhooks": Place("api.cli.webhooks:app", "Webhooks: make, list, test, replay."),
     "keys": Place("api.cli.keys:app", "API keys of tenants: create, list, revoke."),
     "tenants": Place("api.cli.tenants:app", "What tenants may have enqueued: set, list."),
+    "billing": Place("api.cli.billing:app", "Billing: customers, what was billed, what waits."),
     "topics": Place("api.cli.topics:app", "Kafka topics: create them, show drift."),
     "simulate": Place("api.cli.simulate:simulate", "Run a simulated model server.", raw=True),
 }
