@@ -19,7 +19,7 @@ from pathlib import Path
 from streams.domain.gate.gate import GateSettings
 from streams.simulator.engine import EngineSpec
 from streams.simulator.engine_lengths import NAIVE_CALLS
-from tests.bench import yield_live, yield_page, yield_plot
+from tests.bench import yield_live, yield_page, yield_plot, yield_stability
 from tests.bench.yield_gate import Backhaul
 from tests.bench.yield_policies import StaticCap
 from tests.bench.yield_runs import LEVELS, SEEDS, Score, best, run_all
@@ -31,9 +31,12 @@ _FAMILIES = (
     "AIMD",
     "naive",
     "hindsight",
+    "hindsight, abort",
     "Backhaul",
     "Backhaul, warm",
     "Backhaul, no abort",
+    "Backhaul, no abort, warm",
+    "Backhaul, engine only",
     "oracle",
 )
 
@@ -62,7 +65,8 @@ def main() -> int:
     page = yield_page.page(scores, traces, timelines)
     (options.out / "yield.html").write_text(page, encoding="utf-8")
     yield_plot.write(options.out / "yield.png", scores, traces, timelines)
-    print(f"\n{time.monotonic() - started:.0f} s; page, plot and figures: {options.out}")
+    yield_stability.write(options.out / "stability.png")
+    print(f"\n{time.monotonic() - started:.0f} s; page, plots and figures: {options.out}")
     return 0
 
 

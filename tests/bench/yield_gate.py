@@ -13,7 +13,7 @@ import math
 import random
 
 from streams.domain.gate.gate import Gate, GateSettings
-from streams.domain.gate.signals import FirstToken, RealtimeLoad
+from streams.domain.gate.signals import FirstToken, RealtimeLoad, Signal
 from streams.simulator.engine import EngineRequest, Lane
 from tests.bench.yield_world import Order, World
 
@@ -50,7 +50,7 @@ class Backhaul:
         self._transport_s = transport_s
         self._drop = drop
         self._random = random.Random(f"transport {seed}")
-        self._on_way: list[tuple[float, int, RealtimeLoad]] = []
+        self._on_way: list[tuple[float, int, Signal]] = []
         self._sent = 0
         self._published_s = -math.inf
         self._tick_s = 0.0
@@ -108,7 +108,17 @@ class Backhaul:
             self._tokens.append(FirstToken(sent_at_s, ttft_s))
 
     def _publish(self, now_s: float, world: World) -> None:
-        load = RealtimeLoad(
+        self._publish_at = now_s + _HEARTBEAT_S
+        load = self._load(now_s, world)
+        arrives = now_s + self._random.uniform(*self._transport_s)
+        self._sent += 1
+        if self._drop == 0 or self._random.random() >= self._drop:
+            heapq.heappush(self._on_way, (arrives, self._sent, load))
+        self._tokens, self._gaps, self._gaps_s = [], 0, 0.0
+        self._published_s = now_s
+
+    def _load(self, now_s: float, world: World) -> Signal:
+        return RealtimeLoad(
             worker="realtime-1",
             at_s=now_s + self._later_s,
             in_flight=world.realtime_in_flight,
@@ -116,10 +126,3 @@ class Backhaul:
             gaps=self._gaps,
             gaps_s=self._gaps_s,
         )
-        arrives = now_s + self._random.uniform(*self._transport_s)
-        self._sent += 1
-        if self._drop == 0 or self._random.random() >= self._drop:
-            heapq.heappush(self._on_way, (arrives, self._sent, load))
-        self._tokens, self._gaps, self._gaps_s = [], 0, 0.0
-        self._published_s = now_s
-        self._publish_at = now_s + _HEARTBEAT_S

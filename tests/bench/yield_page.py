@@ -15,7 +15,10 @@ COLOURS = {
     "hindsight": "#b58900",
     "Backhaul": "#0f766e",
     "Backhaul, warm": "#1d4ed8",
+    "hindsight, abort": "#7c5c00",
     "Backhaul, no abort": "#5eaaa3",
+    "Backhaul, no abort, warm": "#93c5fd",
+    "Backhaul, engine only": "#be185d",
     "oracle": "#7c3aed",
 }
 #: The plots end here; what is worse is shown at the edge.

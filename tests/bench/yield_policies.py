@@ -59,3 +59,31 @@ class FallingCap:
     def next_at_s(self) -> float:
         """See Policy."""
         return math.inf
+
+
+class TwoLevels:
+    """So many sequences in all while few real-time calls are in flight, fewer beyond, with abort.
+
+    A rule tuned in hindsight: what Backhaul's plan comes to on waves, without its learning.
+    """
+
+    def __init__(self, calm: int, busy: int, beyond: int = 14, slack: int = 8) -> None:
+        self._calm = calm
+        self._busy = busy
+        self._beyond = beyond
+        self._slack = slack
+        self._is_busy = False
+
+    def order(self, now_s: float, world: World) -> Order:
+        """See Policy."""
+        realtime = world.realtime_in_flight
+        if realtime > self._beyond:
+            self._is_busy = True
+        elif realtime <= 0.7 * self._beyond:
+            self._is_busy = False
+        limit = max(0, (self._busy if self._is_busy else self._calm) - realtime)
+        return Order(limit, limit + self._slack if self._is_busy else 1_000_000)
+
+    def next_at_s(self) -> float:
+        """See Policy."""
+        return math.inf

@@ -10,9 +10,10 @@ from multiprocessing import Pool
 from streams.domain.gate.gate import GateSettings
 from streams.simulator.engine import EngineSpec
 from streams.simulator.engine_lengths import NAIVE_CALLS
+from tests.bench.yield_engine import EngineOnly
 from tests.bench.yield_gate import Backhaul
 from tests.bench.yield_oracle import Oracle
-from tests.bench.yield_policies import Aimd, FallingCap, StaticCap
+from tests.bench.yield_policies import Aimd, FallingCap, StaticCap, TwoLevels
 from tests.bench.yield_traces import TRACES, Trace
 from tests.bench.yield_world import (
     Policy,
@@ -31,6 +32,8 @@ _SPARE_SLOTS = 16
 _ALONE_S = 300.0
 _CAPS = (2, 4, 8, 16, 32, 64, 128, 256)
 _TOPS = (32, 48, 64, 80, 100, 128)
+#: Sequences in all, up to 14 real-time calls and beyond.
+_PAIRS = ((60, 40), (70, 40), (80, 40), (80, 50), (100, 60), (100, 80), (115, 80), (140, 110))
 _RUNNING = (24, 40, 56, 72, 88, 104, 124, 144)
 
 
@@ -43,6 +46,8 @@ class Contender:
     make: Callable[[Trace], Policy]
     #: For a policy that is told the level: it competes there only.
     level: float | None = None
+    #: The traces that it is for; none for all of them.
+    traces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +74,23 @@ def contenders(spec: EngineSpec) -> list[Contender]:
     found += [Contender("static", f"cap {cap}", _static(cap)) for cap in _CAPS]
     found.append(Contender("AIMD", "on errors", lambda _: Aimd()))
     found += [Contender("hindsight", f"{top} - 1.5 o", _falling(top)) for top in _TOPS]
+    found += [
+        Contender("hindsight, abort", f"{calm}/{busy} at 14", _two_levels(calm, busy))
+        for calm, busy in _PAIRS
+    ]
     found += [Contender("oracle", f"R = {top}", _oracle(top, spec)) for top in _RUNNING]
     for level in LEVELS:
         for abort in (True, False):
             family = "Backhaul" if abort else "Backhaul, no abort"
             name = f"target {level:.0%}"
             found.append(Contender(family, name, _backhaul(level, abort, spec), level))
-        warm = _warm(level, spec)
-        found.append(Contender("Backhaul, warm", f"target {level:.0%}", warm, level))
+        name = f"target {level:.0%}"
+        found.append(Contender("Backhaul, warm", name, _warm(level, True, spec), level))
+        no_abort = _warm(level, False, spec)
+        gaps = ("idle gaps",)
+        found.append(Contender("Backhaul, no abort, warm", name, no_abort, level, gaps))
+        alone = _engine_only(level, spec)
+        found.append(Contender("Backhaul, engine only", name, alone, level, ("waves",)))
     return found
 
 
@@ -88,6 +102,10 @@ def _falling(top: int) -> Callable[[Trace], Policy]:
     return lambda _: FallingCap(top)
 
 
+def _two_levels(calm: int, busy: int) -> Callable[[Trace], Policy]:
+    return lambda _: TwoLevels(calm, busy)
+
+
 def _oracle(top: int, spec: EngineSpec) -> Callable[[Trace], Policy]:
     return lambda trace: Oracle(trace, spec, top)
 
@@ -97,9 +115,14 @@ def _backhaul(level: float, abort: bool, spec: EngineSpec) -> Callable[[Trace], 
     return lambda trace: Backhaul(settings, trace.seed)
 
 
-def _warm(level: float, spec: EngineSpec) -> Callable[[Trace], Policy]:
-    """The gate after a run on other traffic of the same kind: as it is on any but its first day."""
+def _engine_only(level: float, spec: EngineSpec) -> Callable[[Trace], Policy]:
     settings = GateSettings(target=level, highest=spec.max_num_seqs - _SPARE_SLOTS, can_abort=True)
+    return lambda trace: EngineOnly(settings, trace.seed)
+
+
+def _warm(level: float, abort: bool, spec: EngineSpec) -> Callable[[Trace], Policy]:
+    """The gate after a run on other traffic of the same kind: as it is on any but its first day."""
+    settings = GateSettings(target=level, highest=spec.max_num_seqs - _SPARE_SLOTS, can_abort=abort)
 
     def make(trace: Trace) -> Policy:
         before = TRACES[trace.name](trace.seed + 1000)
@@ -135,7 +158,13 @@ def run_all(
     everybody = contenders(spec)
     wanted = set(families) if families is not None else {c.family for c in everybody}
     numbers = [None, *(i for i, c in enumerate(everybody) if c.family in wanted)]
-    jobs = [(trace, seed, number) for trace in traces for number in numbers for seed in seeds]
+    jobs = [
+        (trace, seed, number)
+        for trace in traces
+        for number in numbers
+        if number is None or trace in (everybody[number].traces or traces)
+        for seed in seeds
+    ]
     with Pool(os.cpu_count()) as pool:
         samples = dict(zip(jobs, pool.starmap(run, jobs, chunksize=1), strict=True))
     full = batch_alone(spec)
@@ -146,6 +175,8 @@ def run_all(
         blank = Contender("alone", "no batch", lambda _: StaticCap(0))
         scores.append(_score(trace, blank, alone, alone, full * idle))
         for number in numbers[1:]:
+            if (trace, seeds[0], number) not in samples:
+                continue
             runs = [samples[trace, seed, number] for seed in seeds]
             scores.append(_score(trace, everybody[number or 0], runs, alone, full * idle))
     return scores

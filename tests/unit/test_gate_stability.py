@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from streams.domain.gate.gate import GateSettings
 from streams.simulator.engine import EngineSpec
 from tests.bench.yield_gate import Backhaul
 from tests.bench.yield_policies import StaticCap
-from tests.bench.yield_traces import SHAPES, Trace, steady
+from tests.bench.yield_stability import course
+from tests.bench.yield_traces import SHAPES, Trace, idle_gaps, steady
 from tests.bench.yield_world import Order, Samples, World, percentile
 
 SETTINGS = GateSettings(target=0.05, highest=368, floor=2, can_abort=True)
@@ -69,3 +72,22 @@ def test_when_all_signals_stop_batch_falls_to_the_floor_and_goes_on_there() -> N
     assert policy.limits[-1][1] == SETTINGS.floor
     assert policy.limits[-1][0] < 60 + 1 + 3 + 1
     assert 0 < samples.timeline[-1][2] <= SETTINGS.floor
+
+
+def test_twenty_workers_carry_what_one_does_and_are_felt_no_more() -> None:
+    one, twenty = (course("bursts", "good", workers) for workers in (1, 20))
+    assert twenty.batch_tokens > 0.8 * one.batch_tokens
+    assert percentile(twenty.ttfts, 0.95) < 1.1 * percentile(one.ttfts, 0.95)
+
+
+def test_where_nothing_can_be_aborted_a_silence_is_filled_with_less() -> None:
+    whole = idle_gaps(1)
+    arrivals = tuple(arrival for arrival in whole.arrivals if arrival.at_s < 600)
+    trace = whole._replace(duration_s=600.0, arrivals=arrivals)
+    filled = {}
+    for can_abort in (True, False):
+        policy = Backhaul(replace(SETTINGS, can_abort=can_abort), 1)
+        World(trace, EngineSpec()).run(policy)
+        assert policy.gate.plan is not None
+        filled[can_abort] = policy.gate.plan.limit(0, 60)
+    assert filled[False] < 0.5 * filled[True]
