@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,6 +21,8 @@ from tests.support.waiting import eventually
 
 _VERSION = "v0.203.0"
 _BUILD_S = 240
+_START_S = 60
+_LISTENING = b"Listening for HTTP at address: "
 
 
 def stripe_mock_binary() -> Path:
@@ -53,21 +54,27 @@ def stripe_mock_binary() -> Path:
 async def running_stripe_mock() -> AsyncIterator[str]:
     """A stripe-mock on a free port of loopback; its base address."""
     binary = await asyncio.to_thread(stripe_mock_binary)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # Left alone it also listens for HTTPS, at a port that only one of them can have.
     process = await asyncio.create_subprocess_exec(
-        *(str(binary), "-http-addr", f"127.0.0.1:{port}"),
-        stdout=subprocess.DEVNULL,
+        *(str(binary), "-http-addr", "127.0.0.1:0", "-https-addr", "127.0.0.1:0"),
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
-    base = f"http://127.0.0.1:{port}"
     try:
+        base = await asyncio.wait_for(_address(process), _START_S)
         await eventually(lambda: _answers(base), 30, "stripe-mock answers")
         yield base
     finally:
         process.kill()
-        await process.wait()
+        await process.communicate()
+
+
+async def _address(process: asyncio.subprocess.Process) -> str:
+    assert process.stdout is not None
+    async for line in process.stdout:
+        if line.startswith(_LISTENING):
+            return f"http://{line.removeprefix(_LISTENING).decode().strip()}"
+    raise AssertionError("stripe-mock ended before it listened")
 
 
 async def _answers(base: str) -> bool:
