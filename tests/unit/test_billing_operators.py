@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -24,6 +26,13 @@ from schemas.topics import ACCOUNT, METER_SEND
 from streams.domain.billing.send import FLAGGED, NO_CUSTOMER, TOO_OLD
 from streams.domain.billing.status import Amount, BillingStatus, MeterTokens
 from streams.domain.clock import ManualClock
+
+
+@pytest.fixture(autouse=True)
+def _logs_go_where_they_went() -> Iterator[None]:
+    """A command that speaks to Kafka sends logs to its own stderr, which ends with it."""
+    yield
+    structlog.reset_defaults()
 
 
 def _send(
