@@ -16,15 +16,14 @@ import uuid_utils
 
 from api.log_port import LogProducer, LogReader
 from schemas.records import ApiKeyRecord
-from schemas.topics import ACCOUNT
+from schemas.topics import ACCOUNT, TENANT_PATTERN
 from streams.domain.clock import Clock, SystemClock
 
 PREFIX = "bh_"
 _SECRET_BYTES = 32
 _HINT_CHARACTERS = 4
 _MAX_NAME = 100
-#: Tenants are part of object keys.
-_TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_TENANT = re.compile(TENANT_PATTERN)
 
 
 class InvalidKeyName(ValueError):  # noqa: N818 - it is what is wrong

@@ -6,6 +6,7 @@ A topic's full name is `<prefix>.<entity>.<event>.v<N>`; the prefix is a setting
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -31,7 +32,7 @@ class Topic:
     """One topic.
 
     key: what the record key is ('' where the partition is chosen explicitly).
-    records: the record types a value may be.
+    records: the record types a value may be; none where it is another's bytes.
     partitions: default count when it is created; keyed topics never change it afterwards.
     retention_s: for delete; None for compact. compaction_lag_s: min.compaction.lag.ms / 1000.
     """
@@ -43,6 +44,10 @@ class Topic:
     cleanup: Cleanup
     retention_s: int | None
     compaction_lag_s: int | None = None
+    #: Whether the broker says when a record came, whatever its producer says.
+    stamped: bool = False
+    #: Whether the broker keeps records as they are, so that they are no larger than they seem.
+    uncompressed: bool = False
     why: str
 
     @property
@@ -54,6 +59,73 @@ class Topic:
         """The topic's name on the cluster."""
         return f"{prefix}.{self.name}"
 
+
+@dataclass(frozen=True, kw_only=True)
+class TenantTopic:
+    """A topic that each tenant has for itself, so that an ACL can name it.
+
+    The topic is `<prefix>.<name>.<tenant>.v<version>`; a tenant's name has no dot. retention_s,
+    stamped, uncompressed: as a Topic's.
+    """
+
+    name: str
+    version: int
+    key: str
+    partitions: int
+    retention_s: int
+    stamped: bool = False
+    uncompressed: bool = False
+    why: str
+
+    def of(self, tenant: str) -> Topic:
+        """The tenant's own."""
+        return Topic(
+            name=f"{self.name}.{tenant}.v{self.version}",
+            key=self.key,
+            records=(),
+            partitions=self.partitions,
+            cleanup=Cleanup.DELETE,
+            retention_s=self.retention_s,
+            stamped=self.stamped,
+            uncompressed=self.uncompressed,
+            why=self.why,
+        )
+
+    def pattern(self, prefix: str) -> str:
+        """A regular expression for the full names of all tenants' topics, and no other's."""
+        name = re.escape(f"{prefix}.{self.name}.")
+        return rf"^{name}({TENANT_PATTERN})\.v{self.version}$"
+
+    def tenant(self, prefix: str, full_name: str) -> str | None:
+        """Whose topic it is; None for any other topic."""
+        found = re.fullmatch(self.pattern(prefix), full_name)
+        return found[1] if found else None
+
+
+#: What tenants may be called: their names are part of object keys and of topic names.
+TENANT_PATTERN = "[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
+
+BATCH_IN = TenantTopic(
+    name="batch-in",
+    version=1,
+    key="what the producer calls the batch",
+    partitions=4,
+    retention_s=7 * _DAY_S,
+    # When a batch was created follows from the records' times.
+    stamped=True,
+    uncompressed=True,
+    why="Lines and seals of a tenant's batches, written by its own services. One key, so one "
+    "partition, for all records of a batch.",
+)
+BATCH_OUT = TenantTopic(
+    name="batch-out",
+    version=1,
+    key="what the producer calls the batch",
+    partitions=4,
+    retention_s=7 * _DAY_S,
+    why="What became of those batches: whether they were taken, and their results, in the order "
+    "of the lines.",
+)
 
 BATCH_COMMAND = Topic(
     name="batch.command.v1",

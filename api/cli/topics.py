@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -54,6 +54,37 @@ def show(as_json: AsJSON = False, kafka: KafkaServers = None, data_dir: KafkaDat
             "The cluster differs from the topic table.",
             "Create what is missing with `backhaul topics apply`.",
         )
+
+
+@app.command()
+def tenant(
+    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="The tenant's name.")],
+    as_json: AsJSON = False,
+    kafka: KafkaServers = None,
+    data_dir: KafkaData = None,
+) -> None:
+    """Create a tenant's own topics, through which its services submit batches and get results.
+
+    Whoever may write to the first speaks for the tenant: see docs/kafka.md for the ACLs.
+    """
+    from api.keys import InvalidKeyName, check_tenant
+    from schemas.topics import BATCH_IN, BATCH_OUT
+    from streams.kafka.admin import apply_topics
+
+    try:
+        check_tenant(tenant)
+    except InvalidKeyName as error:
+        raise typer.BadParameter(str(error), param_hint="TENANT") from error
+    settings = kafka_settings(kafka, data_dir)
+    topics = [BATCH_IN.of(tenant), BATCH_OUT.of(tenant)]
+    changes = run(apply_topics(settings, topics=topics))
+    submit, results = (topic.full_name(settings.topic_prefix) for topic in topics)
+    if as_json:
+        out_json({"submit": submit, "results": results, "changes": changes})
+        return
+    for change in changes or ["Both topics are there; nothing was changed."]:
+        out(change)
+    out(f"Submit to {submit}; results come on {results}.")
 
 
 def _shown(state: TopicState) -> dict[str, object]:

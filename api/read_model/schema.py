@@ -185,6 +185,8 @@ def from_create(create: BatchCreate) -> BatchSnapshot:
         failed=0,
         priority=create.priority,
         origin_batch_id=create.origin_batch_id,
+        kafka_key=create.kafka_key,
+        key_id=create.key_id,
         commands=(create.command_id,),
     )
 

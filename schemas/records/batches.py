@@ -170,3 +170,7 @@ class BatchSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     origin_batch_id: str | None = None
     accepted_prefix: int = 0
     usage_by_model: tuple[ModelUsage, ...] = ()
+    kafka_key: str | None = None
+    key_id: str | None = None
+    output: ObjectRef | None = None
+    error: ObjectRef | None = None

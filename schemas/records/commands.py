@@ -25,6 +25,8 @@ class BatchCreate(msgspec.Struct, frozen=True, kw_only=True):
     request_hash: str
     priority: int = 0
     origin_batch_id: str | None = None
+    kafka_key: str | None = None
+    key_id: str | None = None
 
 
 class BatchCancel(msgspec.Struct, frozen=True, kw_only=True):

@@ -72,3 +72,5 @@ class BatchRow(msgspec.Struct, frozen=True, kw_only=True):
     origin_batch_id: str | None = None
     final_by_model: tuple[ModelUsage, ...] = ()
     frozen_prefix: int = 0
+    kafka_key: str | None = None
+    key_id: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -67,12 +67,14 @@ class TopicState:
 
 
 def wanted_topics(
-    settings: Settings, partitions: Mapping[str, int] | None = None
+    settings: Settings,
+    partitions: Mapping[str, int] | None = None,
+    topics: Sequence[Topic] = TOPICS,
 ) -> tuple[TopicWanted, ...]:
-    """Every topic of the table with its dead-letter topic; `partitions` overrides by Topic.name."""
+    """Each topic, with its dead-letter topic if it has one; `partitions` overrides by its name."""
     overrides = partitions or {}
     found: list[TopicWanted] = []
-    for topic in TOPICS:
+    for topic in topics:
         count = overrides.get(topic.name, topic.partitions)
         found.append(_wanted(settings, topic, count))
         if topic in GROUP_TOPICS:
@@ -100,6 +102,10 @@ def _wanted(settings: Settings, topic: Topic, partitions: int) -> TopicWanted:
         configs["retention.ms"] = str(topic.retention_s * 1000)
     if topic.compaction_lag_s is not None:
         configs["min.compaction.lag.ms"] = str(topic.compaction_lag_s * 1000)
+    if topic.stamped:
+        configs["message.timestamp.type"] = "LogAppendTime"
+    if topic.uncompressed:
+        configs["compression.type"] = "uncompressed"
     return TopicWanted(
         topic=topic,
         full_name=topic.full_name(settings.topic_prefix),
@@ -118,7 +124,9 @@ async def show_topics(
 
 
 async def apply_topics(
-    settings: Settings, partitions: Mapping[str, int] | None = None
+    settings: Settings,
+    partitions: Mapping[str, int] | None = None,
+    topics: Sequence[Topic] = TOPICS,
 ) -> list[str]:
     """Creates what is missing and grows unkeyed topics; says what it did, in words.
 
@@ -127,7 +135,7 @@ async def apply_topics(
     partition count than wanted, since its keys' partitions would move.
     """
     async with admin_client(settings) as admin:
-        states = await _states(admin, wanted_topics(settings, partitions))
+        states = await _states(admin, wanted_topics(settings, partitions, topics))
         _refuse_moved_keys(states)
         missing = [s.wanted for s in states if s.partitions is None]
         changes = await _create(admin, missing)

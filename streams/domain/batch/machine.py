@@ -346,6 +346,8 @@ def _hand_over(
         ended_at_ms=event_time(event.at_ms, batch.request),
         output_file_id=output.file_id if output else None,
         error_file_id=error.file_id if error else None,
+        output=output.object if output else None,
+        error=error.object if error else None,
     )
     files = tuple(RecordFile(file) for file in (output, error) if file is not None)
     return Folded(ended, effects=(*files, PublishSnapshot(snapshot_of(ended))))

@@ -137,6 +137,10 @@ def snapshot_of(batch: Batch) -> BatchSnapshot:
         origin_batch_id=request.origin_batch_id,
         accepted_prefix=prefix_of(batch),
         usage_by_model=packed_models(counts),
+        kafka_key=request.kafka_key,
+        key_id=request.key_id,
+        output=ended.output if ended else None,
+        error=ended.error if ended else None,
         in_progress_at_ms=times.get("in_progress_at_ms"),
         finalizing_at_ms=times.get("finalizing_at_ms"),
         completed_at_ms=times.get("completed_at_ms"),
@@ -187,6 +191,8 @@ def to_row(batch: Batch) -> BatchRow:
         final_failed=counts.failed if frozen else 0,
         final_usage=counts.usage if frozen else Usage(),
         frozen_prefix=prefix_of(batch) if frozen else 0,
+        kafka_key=request.kafka_key,
+        key_id=request.key_id,
         final_by_model=packed_models(counts) if frozen and not ended else (),
         in_progress_at_ms=times.get("in_progress_at_ms"),
         finalizing_at_ms=times.get("finalizing_at_ms"),
@@ -275,6 +281,8 @@ def _request(row: BatchRow) -> Request:
         output_expires_after_s=row.output_expires_after_s,
         request_hash=row.request_hash,
         origin_batch_id=row.origin_batch_id,
+        kafka_key=row.kafka_key,
+        key_id=row.key_id,
     )
 
 

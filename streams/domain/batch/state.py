@@ -30,6 +30,8 @@ class Request:
     output_expires_after_s: int | None
     request_hash: str
     origin_batch_id: str | None = None
+    kafka_key: str | None = None
+    key_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +134,8 @@ class Ended(_State):
     errors: tuple[BatchError, ...] = ()
     output_file_id: str | None = None
     error_file_id: str | None = None
+    output: ObjectRef | None = None
+    error: ObjectRef | None = None
 
 
 Live = Validating | InProgress | Finalizing | Cancelling
@@ -156,6 +160,8 @@ def request_of(create: BatchCreate) -> Request:
         output_expires_after_s=create.output_expires_after_s,
         request_hash=create.request_hash,
         origin_batch_id=create.origin_batch_id,
+        kafka_key=create.kafka_key,
+        key_id=create.key_id,
     )
 
 
