@@ -30,7 +30,7 @@ from api.multipart import (
 from schemas.records import FileRecord, ObjectRef
 from streams.domain import keys
 from streams.domain.ids import new_file_id
-from streams.ports.object_store import ObjectWriter
+from streams.ports.object_store import ObjectStore, ObjectWriter
 from streams.settings import Settings
 
 #: The purposes that OpenAI takes for uploads.
@@ -82,30 +82,42 @@ async def receive(request: web.Request, gateway: Gateway, tenant: str) -> FileRe
 async def store_lines(
     gateway: Gateway,
     tenant: str,
-    lines: Iterable[bytes],
+    lines: AsyncIterator[bytes],
     filename: str,
     file_id: str | None = None,
 ) -> FileRecord:
-    """As store_async_lines(), of lines that are made here one by one."""
-    return await store_async_lines(gateway, tenant, _one_by_one(lines), filename, file_id)
+    """As write_lines(), now."""
+    return await write_lines(
+        gateway.store,
+        gateway.settings,
+        lines,
+        tenant=tenant,
+        filename=filename,
+        now_ms=gateway.clock.now_ms(),
+        file_id=file_id,
+    )
 
 
-async def store_async_lines(
-    gateway: Gateway,
-    tenant: str,
+async def write_lines(
+    store: ObjectStore,
+    settings: Settings,
     lines: AsyncIterator[bytes],
+    *,
+    tenant: str,
     filename: str,
+    now_ms: int,
     file_id: str | None = None,
 ) -> FileRecord:
     """Stores a file of purpose 'batch' made here; returns its record, not yet published.
 
     file_id: of a file that is made again, the same to the byte; else it gets a new one. Raises
-    TooLarge, ObjectStoreError, and whatever `lines` does; then nothing is left behind.
+    InvalidRequest, TooLarge, ObjectStoreError, and whatever `lines` does; then nothing is left
+    behind.
     """
-    form = _Form(gateway.settings, {"purpose": bytearray(BATCH.encode())})
+    form = _Form(settings, {"purpose": bytearray(BATCH.encode())})
     file_id = file_id or new_file_id()
     key = keys.uploaded_file(tenant, file_id)
-    async with gateway.store.writer(key) as writer:
+    async with store.writer(key) as writer:
         form.begin_file(PartBegin("file", filename), writer)
         async for chunk in _chunks(lines):
             await form.add(PartData(chunk))
@@ -113,10 +125,11 @@ async def store_async_lines(
             await asyncio.sleep(0)
         await form.add(PartEnd())
         form.check()
-    return form.record(file_id, tenant, key, gateway.clock.now_ms())
+    return form.record(file_id, tenant, key, now_ms)
 
 
-async def _one_by_one(lines: Iterable[bytes]) -> AsyncIterator[bytes]:
+async def one_by_one(lines: Iterable[bytes]) -> AsyncIterator[bytes]:
+    """Lines that are made here, for store_lines()."""
     for line in lines:
         yield line
 

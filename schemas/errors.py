@@ -41,6 +41,8 @@ class SubmissionCode(StrEnum):
 
     #: The key is absent, too long, or not printable UTF-8.
     INVALID_KEY = "invalid_key"
+    #: The topic lets producers say when a record came.
+    INVALID_TOPIC = "invalid_topic"
     #: The header backhaul-op names nothing that there is.
     INVALID_OP = "invalid_op"
     #: Sealed, but no line came since the last batch with this key.
@@ -53,11 +55,17 @@ class SubmissionCode(StrEnum):
     TOO_MANY_OPEN = "too_many_open"
     #: The seal says another number of lines than came.
     LINES_MISSING = "lines_missing"
+    #: The topic lost lines before they could be read.
+    LINES_GONE = "lines_gone"
 
 
 SUBMISSION_MESSAGES: dict[SubmissionCode, str] = {
     SubmissionCode.INVALID_KEY: (
         "A record needs a key, which names its batch: at most 255 printable characters in UTF-8."
+    ),
+    SubmissionCode.INVALID_TOPIC: (
+        "The topic must have message.timestamp.type=LogAppendTime. Have its operator create it "
+        "with `backhaul topics tenant`."
     ),
     SubmissionCode.INVALID_OP: (
         "The header 'backhaul-op' must be 'open', 'seal' or 'abort'; lines have none."
@@ -69,6 +77,7 @@ SUBMISSION_MESSAGES: dict[SubmissionCode, str] = {
         "Too many batches are open: this one is the oldest and was dropped. Seal or abort some."
     ),
     SubmissionCode.LINES_MISSING: "The seal says another number of lines than came with this key.",
+    SubmissionCode.LINES_GONE: "Lines were removed from the topic before the batch was made.",
 }
 
 

@@ -36,6 +36,30 @@ class Op(StrEnum):
     ABORT = "abort"
 
 
+#: On records that tenants are sent: what kind of record it is, of which batch, and of which line
+#: of it, counted from 0.
+KIND = "backhaul-kind"
+BATCH_ID = "backhaul-batch-id"
+LINE = "backhaul-line"
+
+
+class Kind(StrEnum):
+    """What a record of a tenant's results says."""
+
+    #: A batch was made of what came with this key.
+    ACCEPTED = "accepted"
+    #: Something that came is no batch; the value says why.
+    REJECTED = "rejected"
+    #: A line of the output file.
+    OUTPUT = "output"
+    #: A line of the error file.
+    ERROR = "error"
+    #: A line too large for a record; the value says where it is.
+    TOO_LARGE = "too_large"
+    #: The batch has ended, and all its lines precede this.
+    END = "end"
+
+
 class DLQReason(StrEnum):
     """Why a record was dead-lettered; never carries any of its content."""
 

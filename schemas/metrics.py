@@ -118,6 +118,14 @@ WEBHOOKS_DISABLED = Metric(
     "Endpoints disabled because nothing got through for a day.",
 )
 
+# Bridge
+SUBMISSIONS = Metric(
+    "backhaul_bridge_submissions_total",
+    MetricKind.COUNTER,
+    "Batches that came through Kafka, and what of their topics could not be a batch.",
+    ("kind",),
+)
+
 # Gateway
 GATEWAY_REQUESTS = Metric(
     "backhaul_gateway_requests_total",
@@ -374,6 +382,7 @@ METRICS: tuple[Metric, ...] = (
     WEBHOOK_ATTEMPTS,
     WEBHOOKS_PENDING,
     WEBHOOKS_DISABLED,
+    SUBMISSIONS,
     EVENTS_FOLDED,
     LINES_ACCEPTED,
     BATCHES_ENDED,

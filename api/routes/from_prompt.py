@@ -18,7 +18,7 @@ from api.prompts.batch_request import PromptBatchRequest, check_row_size, read_p
 from api.prompts.preview import compiled, refused
 from api.prompts.writes import no_prompt
 from api.routes.prompt_versions import found_version
-from api.upload import store_lines
+from api.upload import one_by_one, store_lines
 from schemas.records import BatchSnapshot, FileRecord
 from schemas.topics import FILE
 from streams.domain.ids import idempotent_file_id
@@ -91,7 +91,9 @@ async def _file(
         if known is not None:
             return known
     lines = _lines(gateway, asked, prompt)
-    record = await store_lines(gateway, tenant, lines, f"{asked.prompt.slug}.jsonl", file_id)
+    record = await store_lines(
+        gateway, tenant, one_by_one(lines), f"{asked.prompt.slug}.jsonl", file_id
+    )
     await gateway.publish(FILE, record.file_id, record)
     return record
 

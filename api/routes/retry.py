@@ -20,7 +20,7 @@ from api.failed_lines import LinesDiffer, failed_lines
 from api.gateway import GATEWAY, Gateway
 from api.read_model.schema import ended_at_ms
 from api.routes.batches import found_batch
-from api.upload import store_async_lines
+from api.upload import store_lines
 from schemas.records import BatchSnapshot, FileRecord
 from schemas.topics import FILE
 from streams.domain.ids import idempotent_file_id
@@ -113,7 +113,7 @@ async def _file(
     lines = failed_lines(gateway.store, origin.batch_id, source.object, errors.object)
     try:
         name = f"{origin.batch_id}_retry.jsonl"
-        record = await store_async_lines(gateway, origin.tenant, lines, name, file_id)
+        record = await store_lines(gateway, origin.tenant, lines, name, file_id)
     except ObjectNotFoundError as error:
         raise _gone("The input or the error file", origin) from error
     except LinesDiffer as error:

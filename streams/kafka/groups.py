@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from contextlib import suppress
 
 from aiokafka import TopicPartition
@@ -47,10 +48,19 @@ async def committed_offsets(settings: Settings, group: str, topic: Topic) -> dic
     counts = await partition_counts(settings, {topic.name: full_name})
     # Some brokers can't list a group's partitions by themselves, so they are named.
     wanted = [TopicPartition(full_name, p) for p in counts[topic.name]]
+    found = await committed_marks(settings, group, wanted)
+    return {tp.partition: entry.offset for tp, entry in found.items()}
+
+
+async def committed_marks(
+    settings: Settings, group: str, wanted: Collection[TopicPartition]
+) -> dict[TopicPartition, OffsetAndMetadata]:
+    """The group's commits; offset -1 where it has committed none. Raises BrokerUnreachable."""
+    if not wanted:
+        return {}
     async with admin_client(settings) as admin:
         async with asyncio.timeout(_COORDINATOR_TIMEOUT_S):
-            found = await _ask_coordinator(admin, group, wanted)
-    return {tp.partition: entry.offset for tp, entry in found.items()}
+            return await _ask_coordinator(admin, group, list(wanted))
 
 
 async def _ask_coordinator(

@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 from schemas.errors import SubmissionCode
 from streams.domain.bridge.inbox import (
     SEAL_WITHIN_MS,
-    Append,
     Create,
-    Forget,
     Inbox,
     Record,
     Reject,
+    line_of,
 )
 
 _MAX_BYTES = 40
@@ -23,6 +22,10 @@ _OPS = st.sampled_from([*[None] * 12, *[b"seal"] * 4, b"open", b"abort", b"explo
 _KEYS = st.sampled_from([*[b"a", b"b"] * 6, None, b"\xff"])
 _VALUES = st.sampled_from([None, b" ", b'{"n":1}', b"{\n}", b"no", b"x" * 60])
 _STEPS = st.sampled_from([*[0] * 40, 1000, SEAL_WITHIN_MS])
+
+
+def _lines(records: Sequence[Record], key: str) -> list[bytes]:
+    return [line for r in records if (line := line_of(r, key)) is not None]
 
 
 class _Reader:
@@ -35,18 +38,15 @@ class _Reader:
 
     def read(self, log: Sequence[Record], end: int, commits: bool) -> None:
         inbox = Inbox("t", 0, max_bytes=_MAX_BYTES, done=self.done)
-        kept: dict[str, bytes] = {}
         for record in log[self.commit : end]:
             for action in inbox.feed(record):
-                match action:
-                    case Append(batch, line):
-                        kept[batch.batch_id] = kept.get(batch.batch_id, b"") + line
-                    case Create(batch, request):
-                        made = (kept.pop(batch.batch_id), request)
-                        assert self.made.setdefault(batch.batch_id, made) == made
-                        self.creates += 1
-                    case Forget(batch):
-                        kept.pop(batch.batch_id, None)
+                if isinstance(action, Create):
+                    batch = action.batch
+                    lines = _lines(log[batch.offset : action.sealed_at], batch.key)
+                    assert (len(lines), sum(map(len, lines))) == (batch.lines, batch.size_bytes)
+                    made = (b"".join(lines), action.request)
+                    assert self.made.setdefault(batch.batch_id, made) == made
+                    self.creates += 1
         if commits and inbox.floor is not None:
             self.commit, self.done = inbox.floor, inbox.done
 
@@ -99,6 +99,10 @@ def test_what_cannot_be_a_batch_is_told() -> None:
     assert _refused(_feed((b"k", b"seal", b"{}"))) == [SubmissionCode.EMPTY_BATCH]
     assert _refused(_feed((b"k", b"explode", b""))) == [SubmissionCode.INVALID_OP]
     assert _refused(_feed((None, None, b"1"), (None, None, b"2"))) == [SubmissionCode.INVALID_KEY]
+    unstamped = Record(offset=0, at_ms=0, key=b"k", value=b"1", stamped=False)
+    assert _refused(list(Inbox("t", 0, max_bytes=_MAX_BYTES).feed(unstamped))) == [
+        SubmissionCode.INVALID_TOPIC
+    ]
     giant = _feed((b"k", None, b"x" * 60), (b"k", None, b"1"), (b"k", b"seal", b"{}"))
     assert _refused(giant) == [SubmissionCode.TOO_LARGE]
     assert not any(isinstance(a, Create) for a in giant)

@@ -5,10 +5,11 @@
                       │ └─── not sealed in time, or too many others open ──► told so, forgotten
                       └──── too large ──► refused ── seal, open, abort, time ──► forgotten
 
-A key is free again once its batch was sealed. Everything follows from the records alone (their
-times are the broker's), so whoever reads the partition again from `floor` makes the same batches
-with the same ids and bytes. What was carried out before is not repeated: `done` is as far as the
-reader before had come, and of what lies below it only the lines still count.
+A key is free again once its batch was sealed. Lines are only counted: they stay in the topic, and
+are read again when their batch is sealed (`line_of`). Everything follows from the records alone
+(their times are the broker's), so whoever reads the partition again from `floor` makes the same
+batches with the same ids and bytes. What was carried out before is not repeated: `done` is as far
+as the reader before had come, and what lies below it only counts lines.
 """
 
 from __future__ import annotations
@@ -24,24 +25,33 @@ from streams.domain.ids import submitted_ids
 SEAL_WITHIN_MS = 6 * 3600 * 1000
 #: By the reader's clock, which may differ from the broker's, it gets that much more.
 _CLOCKS_DIFFER_MS = 60 * 1000
+#: Of one partition: what a tenant's forgotten batches can cost in memory.
 MAX_OPEN = 1000
 _MAX_KEY_CHARACTERS = 255
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A record as it was read. op: the header's value; None for a line. at_ms: by the broker."""
+    """A record as it was read. op: the header's value; None for a line. at_ms: by the broker.
+
+    stamped: whether the broker vouches for at_ms; where not, nothing of it counts.
+    """
 
     offset: int
     at_ms: int
     key: bytes | None
     op: bytes | None = None
     value: bytes | None = None
+    stamped: bool = True
 
 
 @dataclass(slots=True, kw_only=True)
 class Open:
-    """A batch that is not sealed. refused: its end was told, its lines don't count any more."""
+    """A batch that is not sealed, begun by the record at `offset`.
+
+    size_bytes: of its lines, with their ends. refused: its end was told, its lines don't count any
+    more.
+    """
 
     key: str
     batch_id: str
@@ -54,26 +64,16 @@ class Open:
 
 
 @dataclass(frozen=True, slots=True)
-class Append:
-    """Keep this line, which ends with a newline."""
-
-    batch: Open
-    line: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Create:
-    """Make a batch of the lines; request: the seal's value, unread."""
+    """Make a batch of the key's lines from batch.offset to before sealed_at.
+
+    at_ms: when it was sealed. request: the seal's value, unread.
+    """
 
     batch: Open
+    sealed_at: int
+    at_ms: int
     request: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """Drop the lines."""
-
-    batch: Open
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,8 @@ class Reject:
     batch_id: str | None = None
 
 
-Action = Append | Create | Forget | Reject
+Action = Create | Reject
+"""What is to be done about a record."""
 
 
 class Inbox:
@@ -98,7 +99,8 @@ class Inbox:
         self._done = done
         #: Oldest first.
         self._open: dict[str, Open] = {}
-        self._key_was_bad = False
+        #: What was last told of a record that is nobody's, so that it is told once in a row.
+        self._told: SubmissionCode | None = None
         #: Where reading goes on; None before the first record.
         self.position: int | None = None
 
@@ -115,12 +117,10 @@ class Inbox:
 
     def feed(self, record: Record) -> list[Action]:
         """What to do because of a record."""
-        actions = self._overdue(record.at_ms - SEAL_WITHIN_MS)
+        actions = self._overdue(record.at_ms - SEAL_WITHIN_MS) if record.stamped else []
         actions += self._judged(record)
         self.position = record.offset + 1
-        if record.offset < self._done:
-            return [_again(a) for a in actions if not isinstance(a, Reject)]
-        return actions
+        return actions if record.offset >= self._done else []
 
     def at_end(self, now_ms: int) -> list[Action]:
         """What to do because nothing more has come."""
@@ -136,12 +136,12 @@ class Inbox:
         return actions
 
     def _judged(self, record: Record) -> list[Action]:
+        if not record.stamped:
+            return self._nobodys(record, SubmissionCode.INVALID_TOPIC)
         key = _key(record.key)
         if key is None:
-            # A producer that forgot the key of a thousand lines is told once.
-            told, self._key_was_bad = self._key_was_bad, True
-            return [] if told else [Reject(_short(record.key), SubmissionCode.INVALID_KEY)]
-        self._key_was_bad = False
+            return self._nobodys(record, SubmissionCode.INVALID_KEY)
+        self._told = None
         if record.op is None:
             return self._line(key, record)
         try:
@@ -150,15 +150,22 @@ class Inbox:
             return [Reject(key.encode(), SubmissionCode.INVALID_OP, self._id(key))]
         match op:
             case Op.OPEN:
-                return [*self._forget(key), *self._begin(key, record)]
+                self._open.pop(key, None)
+                return self._begin(key, record)
             case Op.SEAL:
                 return self._seal(key, record)
             case Op.ABORT:
-                return self._forget(key)
+                self._open.pop(key, None)
+                return []
+
+    def _nobodys(self, record: Record, code: SubmissionCode) -> list[Action]:
+        # A producer that forgot the key of a thousand lines is told once.
+        told, self._told = self._told, code
+        return [] if told is code else [Reject(_short(record.key), code)]
 
     def _line(self, key: str, record: Record) -> list[Action]:
-        line = _one_line(record.value or b"")
-        if not line.strip():
+        line = _one_line(record.value)
+        if line is None:
             return []
         actions = [] if key in self._open else self._begin(key, record)
         batch = self._open[key]
@@ -166,11 +173,10 @@ class Inbox:
             return actions
         if batch.size_bytes + len(line) > self._max_bytes:
             batch.refused = True
-            told = Reject(key.encode(), SubmissionCode.TOO_LARGE, batch.batch_id)
-            return [*actions, Forget(batch), told]
+            return [*actions, Reject(key.encode(), SubmissionCode.TOO_LARGE, batch.batch_id)]
         batch.lines += 1
         batch.size_bytes += len(line)
-        return [*actions, Append(batch, line)]
+        return actions
 
     def _begin(self, key: str, record: Record) -> list[Action]:
         actions: list[Action] = []
@@ -193,25 +199,29 @@ class Inbox:
             batch_id = batch.batch_id if batch else None
             return [Reject(key.encode(), SubmissionCode.EMPTY_BATCH, batch_id)]
         # Of a refused batch the end was told before.
-        return [] if batch.refused else [Create(batch, record.value or b"")]
-
-    def _forget(self, key: str) -> list[Action]:
-        batch = self._open.pop(key, None)
-        return [] if batch is None else [Forget(batch)]
+        if batch.refused:
+            return []
+        return [Create(batch, record.offset, record.at_ms, record.value or b"")]
 
     def _give_up(self, batch: Open, code: SubmissionCode) -> list[Action]:
         del self._open[batch.key]
         if batch.refused:
             return []
-        return [Forget(batch), Reject(batch.key.encode(), code, batch.batch_id)]
+        return [Reject(batch.key.encode(), code, batch.batch_id)]
 
     def _id(self, key: str) -> str | None:
         batch = self._open.get(key)
         return batch.batch_id if batch else None
 
 
-def _again(action: Append | Create | Forget) -> Append | Forget:
-    return Forget(action.batch) if isinstance(action, Create) else action
+def line_of(record: Record, key: str) -> bytes | None:
+    """The line that a record adds to the batch that is open under this key; None if it adds none.
+
+    It ends with a newline and has no other.
+    """
+    if record.op is not None or not record.stamped or _key(record.key) != key:
+        return None
+    return _one_line(record.value)
 
 
 def _key(raw: bytes | None) -> str | None:
@@ -228,6 +238,7 @@ def _short(key: bytes | None) -> bytes | None:
     return None if key is None else key[:_MAX_KEY_CHARACTERS]
 
 
-def _one_line(value: bytes) -> bytes:
+def _one_line(value: bytes | None) -> bytes | None:
     # JSON may be spread over several lines; in JSON text a line's end is but white space.
-    return value.strip().replace(b"\r", b" ").replace(b"\n", b" ") + b"\n"
+    line = (value or b"").strip().replace(b"\r", b" ").replace(b"\n", b" ")
+    return line + b"\n" if line else None

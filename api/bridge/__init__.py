@@ -1,0 +1,1 @@
+"""Kafka's front door: batches of producers that never speak HTTP, and their results."""

@@ -1,0 +1,211 @@
+"""Reading as a member of a consumer group without Faust: topics by pattern, commits with a note.
+
+Faust follows the topics that an app names when it starts. Who reads a topic of each tenant needs
+those that are made later, too, and decides by itself how far a partition need not be read again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka.structs import OffsetAndMetadata
+
+from streams.kafka.connection import REQUEST_TIMEOUT_MS, connection, friendly
+from streams.kafka.errors import KafkaBaseError
+from streams.kafka.groups import committed_marks, group_name, member_name
+from streams.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+#: A topic that matches the pattern is read so long after it was made, at the latest.
+_NEW_TOPICS_MS = 5_000
+#: One step of work may take so long before the member is thrown out of its group.
+_MAX_POLL_INTERVAL_MS = 30 * 60 * 1000
+_FETCH_MAX_WAIT_MS = 100
+_FETCH_MAX_BYTES = 16 * 1024 * 1024
+_MAX_POLL_RECORDS = 2000
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TopicPart:
+    """One partition of a topic, by the topic's full name."""
+
+    topic: str
+    partition: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How far a partition was read. note: what the reader wants to know of it next time."""
+
+    offset: int
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A partition that is this process's. since: another number whenever it is read anew.
+
+    note: of the last commit; empty where there is none.
+    """
+
+    since: int
+    note: str
+
+
+class GroupReader:
+    """A member of the group of a role. Within one poll nothing is committed by itself."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        role: str,
+        *,
+        topics: Sequence[str] = (),
+        pattern: str | None = None,
+    ) -> None:
+        """Reads these topics, by their full names, or all whose full names match a pattern."""
+        self._settings = settings
+        self._role = role
+        self._topics, self._pattern = topics, pattern
+        self._consumer: AIOKafkaConsumer | None = None
+        self._held: dict[TopicPart, Held] = {}
+        #: What the group has given this process and it hasn't taken over yet.
+        self._given: set[TopicPartition] | None = None
+        self._numbers = itertools.count(1)
+
+    async def start(self) -> None:
+        """Joins the group; a partition without a commit begins at its beginning.
+
+        Records of transactions that were aborted are never read. Raises BrokerUnreachable.
+        """
+        consumer = AIOKafkaConsumer(
+            **connection(self._settings),
+            group_id=group_name(self._settings, self._role),
+            group_instance_id=member_name(self._settings, self._role),
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            session_timeout_ms=int(self._settings.session_timeout_s * 1000),
+            heartbeat_interval_ms=int(self._settings.session_timeout_s * 1000 / 5),
+            max_poll_interval_ms=_MAX_POLL_INTERVAL_MS,
+            metadata_max_age_ms=_NEW_TOPICS_MS,
+            fetch_max_wait_ms=_FETCH_MAX_WAIT_MS,
+            fetch_max_bytes=_FETCH_MAX_BYTES,
+            max_poll_records=_MAX_POLL_RECORDS,
+            request_timeout_ms=REQUEST_TIMEOUT_MS,
+        )
+        listener = _Listener(self)
+        if self._pattern is not None:
+            consumer.subscribe(pattern=self._pattern, listener=listener)
+        else:
+            consumer.subscribe(list(self._topics), listener=listener)
+        self._consumer = consumer
+        try:
+            await consumer.start()
+        except (KafkaError, OSError) as error:
+            await self.stop()
+            raise friendly(error, self._settings) from error
+
+    async def poll(self, timeout_s: float) -> Mapping[TopicPart, Sequence[ConsumerRecord]]:
+        """At most 2000 records that came, in order within a partition. Raises KafkaBaseError."""
+        consumer = self._started()
+        try:
+            if self._given is not None:
+                await self._take_over(consumer, self._given)
+            came = await consumer.getmany(timeout_ms=int(timeout_s * 1000))
+        except IllegalStateError:
+            # The group has moved on meanwhile, and has called or will call the listener.
+            return {}
+        except (KafkaError, OSError) as error:
+            raise friendly(error, self._settings) from error
+        parts = {TopicPart(tp.topic, tp.partition): records for tp, records in came.items()}
+        # aiokafka may hand out records before it has told the listener whose they are. Taking the
+        # partition over reads them again.
+        return {part: records for part, records in parts.items() if part in self._held}
+
+    def held(self) -> Mapping[TopicPart, Held]:
+        """The partitions that are this process's; as of the last poll, if asked right after it."""
+        return self._held
+
+    async def at_end(self, part: TopicPart) -> bool:
+        """Whether nothing more has come, as far as the last fetch saw. Raises KafkaBaseError."""
+        consumer, tp = self._started(), TopicPartition(part.topic, part.partition)
+        try:
+            high = consumer.highwater(tp)
+            return high is not None and await consumer.position(tp) >= high
+        except IllegalStateError:
+            # It went to another process just now.
+            return False
+        except (KafkaError, OSError) as error:
+            raise friendly(error, self._settings) from error
+
+    async def commit(self, marks: Mapping[TopicPart, Mark]) -> None:
+        """Says how far these were read, but not of what others have now. Raises KafkaBaseError."""
+        offsets = {
+            TopicPartition(part.topic, part.partition): OffsetAndMetadata(mark.offset, mark.note)
+            for part, mark in marks.items()
+            if part in self._held
+        }
+        if not offsets:
+            return
+        try:
+            await self._started().commit(offsets)
+        except (CommitFailedError, IllegalStateError):
+            log.warning("Another process has these partitions by now.", action="commit_refused")
+        except (KafkaError, OSError) as error:
+            raise friendly(error, self._settings) from error
+
+    async def stop(self) -> None:
+        """Disconnects; its partitions go to others once the session has timed out. Idempotent."""
+        consumer, self._consumer = self._consumer, None
+        self._held, self._given = {}, None
+        if consumer is not None:
+            await consumer.stop()
+
+    def given(self, parts: set[TopicPartition]) -> None:
+        """The group gives this process these partitions, and only these."""
+        self._held, self._given = {}, parts
+
+    def taken(self) -> None:
+        """The group takes all partitions back."""
+        self._held, self._given = {}, None
+
+    async def _take_over(self, consumer: AIOKafkaConsumer, parts: set[TopicPartition]) -> None:
+        """Goes where the last commits say. Raises IllegalStateError, KafkaError, KafkaBaseError."""
+        marks = await committed_marks(self._settings, group_name(self._settings, self._role), parts)
+        if self._given is not parts:
+            return
+        held = {}
+        for tp, mark in marks.items():
+            held[TopicPart(tp.topic, tp.partition)] = Held(next(self._numbers), mark.metadata or "")
+            if mark.offset >= 0:
+                consumer.seek(tp, mark.offset)
+        if begin := [tp for tp, mark in marks.items() if mark.offset < 0]:
+            await consumer.seek_to_beginning(*begin)
+        if self._given is parts:
+            self._held, self._given = held, None
+
+    def _started(self) -> AIOKafkaConsumer:
+        if self._consumer is None:
+            raise KafkaBaseError("The reader is not running.")
+        return self._consumer
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    """What aiokafka calls when partitions come and go."""
+
+    def __init__(self, reader: GroupReader) -> None:
+        self._reader = reader
+
+    def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        self._reader.taken()
+
+    def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        self._reader.given(assigned)
