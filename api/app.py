@@ -19,6 +19,7 @@ from api.forecasts import Forecasts
 from api.gateway import GATEWAY, Gateway, Timeouts
 from api.log_port import LogIdentity, LogProducer, LogReader
 from api.partial import PartialOutputs
+from api.process import cancelled, until_stopped
 from api.protocol import EnvelopeRunner
 from api.read_model.follower import Follower
 from api.read_model.prompt_queries import PromptQueries
@@ -117,7 +118,7 @@ async def assembled(
         stack.push_async_callback(follower.stop)
         await follower.start()
         following = asyncio.create_task(follower.run(), name="follower")
-        stack.push_async_callback(_cancelled, following)
+        stack.push_async_callback(cancelled, following)
         catalogue = ModelCatalogue(upstreams, clock)
         stack.push_async_callback(catalogue.close)
         # One process will do for previews; the first one starts it.
@@ -190,11 +191,11 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         )
         ready.follower = gateway.follower
         cleanup = asyncio.create_task(Cleanup(gateway).run(), name="cleanup")
-        stack.push_async_callback(_cancelled, cleanup)
+        stack.push_async_callback(cancelled, cleanup)
         app = build_app(gateway, metrics)
         await stack.enter_async_context(listening(app, settings.host, settings.port))
         ready.listening = True
-        await _until_stopped(stop, following, cleanup)
+        await until_stopped(stop, following, cleanup)
         ready.listening = False
         log.info("The gateway stops.", action="gateway_stopping")
 
@@ -267,18 +268,3 @@ def _identity_of(settings: Settings) -> LogIdentity:
         return f"{found.cluster_id}/{settings.topic_prefix}/{ids}"
 
     return identity
-
-
-async def _until_stopped(stop: asyncio.Event, *tasks: asyncio.Task[None]) -> None:
-    stopped = asyncio.create_task(stop.wait())
-    try:
-        done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        stopped.cancel()
-
-
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])

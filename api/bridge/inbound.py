@@ -29,6 +29,7 @@ from schemas.records import FileRecord
 from schemas.topics import BATCH_COMMAND, BATCH_IN, FILE
 from streams.domain.bridge.inbox import Create, Inbox, Record, Reject, line_of
 from streams.domain.clock import Clock
+from streams.kafka.failpoint import reach
 from streams.kafka.group_reader import Mark, TopicPart
 from streams.ports.object_store import ObjectStore, ObjectStoreError
 from streams.settings import Settings
@@ -143,10 +144,14 @@ class Inbound:
                 file_id=batch.file_id,
             )
         )
+        reach("bridge.file_stored")
         create = command(sealed, file)
         await parts.producer.send(FILE, file.file_id, file)
+        reach("bridge.file_recorded")
         await parts.producer.send(BATCH_COMMAND, create.batch_id, create)
+        reach("bridge.batch_created")
         await self._told.accepted(create, batch.lines)
+        reach("bridge.accepted_told")
         log.info(
             "A batch came through Kafka.",
             action="batch_submitted",

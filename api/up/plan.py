@@ -1,9 +1,9 @@
 """Which processes `backhaul up` runs, how, and in which order they stop.
 
 simulator ─ controller ─ collector ─ file-worker ─ batch-worker × N ─ realtime-worker ─ meter
-    ─ webhook-worker ─ gateway
+    ─ webhook-worker ─ bridge ─ gateway
     started at once
-gateway → realtime-worker → batch-workers → file-worker → collector → controller → meter
+gateway → bridge → realtime-worker → batch-workers → file-worker → collector → controller → meter
     → webhook-worker → simulator
     stopped so
 """
@@ -20,6 +20,7 @@ from api.up.broker import LOOPBACK, Abilities
 from streams.settings import Settings
 
 GATEWAY = "gateway"
+BRIDGE = "bridge"
 BATCH_WORKER = "batch-worker"
 SIMULATOR = "simulator"
 ROLES = (
@@ -30,13 +31,17 @@ ROLES = (
     "realtime-worker",
     "meter",
     "webhook-worker",
+    BRIDGE,
     GATEWAY,
 )
 #: Nothing new comes in first, then what feeds a process stops before it, so that it can finish.
 STOP_ORDER = (
-    *(GATEWAY, "realtime-worker", BATCH_WORKER),
+    *(GATEWAY, BRIDGE, "realtime-worker", BATCH_WORKER),
     *("file-worker", "collector", "controller", "meter", "webhook-worker", SIMULATOR),
 )
+
+#: What runs a role that isn't one of `python -m streams`.
+_MODULES = {GATEWAY: ("api",), BRIDGE: ("api.bridge",)}
 
 #: TLS and SASL are for a cluster of somebody else's; our own broker on loopback has neither.
 _SECURITY = (
@@ -137,7 +142,7 @@ def shared_settings(settings: Settings) -> dict[str, Any]:
 
 def role_process(around: Surroundings, role: str, index: int, health_port: int) -> Process:
     """One process of a role or of the gateway. Its instance name is the same at every start."""
-    module = ("api",) if role == GATEWAY else ("streams", role)
+    module = _MODULES.get(role, ("streams", role))
     base = f"http://{LOOPBACK}:{health_port}"
     return Process(
         role=role,

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(400)]
 
 _ROLES = (
     *("controller", "collector", "file-worker", "batch-worker", "realtime-worker", "meter"),
-    *("webhook-worker", "gateway"),
+    *("webhook-worker", "bridge", "gateway"),
 )
 
 

@@ -153,7 +153,9 @@ def _role_of(process: psutil.Process) -> str | None:
     if "-m" not in words:
         return None
     module, *rest = words[words.index("-m") + 1 :]
-    return "gateway" if module == "api" else rest[0] if module == "streams" and rest else None
+    if module == "streams":
+        return rest[0] if rest else None
+    return {"api": "gateway", "api.bridge": "bridge"}.get(module)
 
 
 def leashed(*command: str) -> list[str]:

@@ -1,0 +1,127 @@
+"""The bridge's ports on a real broker."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaError
+
+from schemas.headers import OP
+from schemas.topics import BATCH_IN
+from streams.domain.bridge.inbox import Record
+from streams.kafka.connection import REQUEST_TIMEOUT_MS, connection, friendly
+from streams.kafka.errors import Stalled
+from streams.kafka.group_reader import GroupReader, Held, Mark, TopicPart
+from streams.settings import Settings
+
+#: The part of the group's name that stands for this reader.
+ROLE = "bridge-in"
+#: What Kafka calls times that the broker has set.
+_LOG_APPEND_TIME = 1
+#: What is there to be read again comes at once; a broker that doesn't give it in this time is ill.
+_STALLED_S = 30.0
+_POLL_MS = 1000
+_PART_FETCH_BYTES = 4 * 1024 * 1024
+
+
+class TenantTopics:
+    """Submissions: all tenants' topics, read in a group."""
+
+    def __init__(self, settings: Settings) -> None:
+        pattern = BATCH_IN.pattern(settings.topic_prefix)
+        self._reader = GroupReader(settings, ROLE, pattern=pattern)
+
+    async def start(self) -> None:
+        """Joins the group. Raises BrokerUnreachable."""
+        await self._reader.start()
+
+    async def poll(self, timeout_s: float) -> Mapping[TopicPart, Sequence[Record]]:
+        """As GroupReader's."""
+        came = await self._reader.poll(timeout_s)
+        return {part: [_record(raw) for raw in records] for part, records in came.items()}
+
+    def held(self) -> Mapping[TopicPart, Held]:
+        """As GroupReader's."""
+        return self._reader.held()
+
+    async def at_end(self, part: TopicPart) -> bool:
+        """As GroupReader's."""
+        return await self._reader.at_end(part)
+
+    async def commit(self, marks: Mapping[TopicPart, Mark]) -> None:
+        """As GroupReader's."""
+        await self._reader.commit(marks)
+
+    async def stop(self) -> None:
+        """Disconnects. Idempotent."""
+        await self._reader.stop()
+
+
+class ReadAgain:
+    """Again: reads parts of topics without a group, one at a time."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._consumer: AIOKafkaConsumer | None = None
+
+    async def read(self, part: TopicPart, begin: int, end: int) -> AsyncIterator[Record]:
+        """The records from `begin` to before `end`, as far as they are still there.
+
+        Raises BrokerUnreachable, Stalled.
+        """
+        tp = TopicPartition(part.topic, part.partition)
+        try:
+            consumer = await self._started()
+            consumer.assign([tp])
+            consumer.seek(tp, begin)
+            silent_s = 0.0
+            # What was removed is passed over, and so are the marks of transactions.
+            while await consumer.position(tp) < end:
+                records = (await consumer.getmany(tp, timeout_ms=_POLL_MS)).get(tp, [])
+                silent_s = 0.0 if records else silent_s + _POLL_MS / 1000
+                if silent_s > _STALLED_S:
+                    raise Stalled(f"{part.topic} does not give its records again.")
+                for raw in records:
+                    if raw.offset < end:
+                        yield _record(raw)
+        except (KafkaError, OSError) as error:
+            raise friendly(error, self._settings) from error
+
+    async def stop(self) -> None:
+        """Disconnects. Idempotent."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await consumer.stop()
+
+    async def _started(self) -> AIOKafkaConsumer:
+        if self._consumer is None:
+            consumer = AIOKafkaConsumer(
+                **connection(self._settings),
+                group_id=None,
+                enable_auto_commit=False,
+                auto_offset_reset="earliest",
+                isolation_level="read_committed",
+                max_partition_fetch_bytes=_PART_FETCH_BYTES,
+                request_timeout_ms=REQUEST_TIMEOUT_MS,
+            )
+            try:
+                await consumer.start()
+            except BaseException:
+                await consumer.stop()
+                raise
+            self._consumer = consumer
+        return self._consumer
+
+
+def _record(raw: ConsumerRecord) -> Record:
+    # The last header counts, as where a producer's interceptor adds to what was there.
+    ops = [value for name, value in raw.headers if name == OP]
+    return Record(
+        offset=raw.offset,
+        at_ms=raw.timestamp,
+        key=raw.key,
+        op=ops[-1] if ops else None,
+        value=raw.value,
+        stamped=raw.timestamp_type == _LOG_APPEND_TIME,
+    )
