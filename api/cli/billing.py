@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from api.cli import billing_sync
 from api.cli.failure import Exit, Misuse
 from api.cli.kafka import KafkaData, KafkaServers, kafka_settings, run
 from api.cli.options import AsJSON
@@ -30,6 +31,7 @@ customers = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Whom each tenant is billed to."
 )
 app.add_typer(customers, name="customers")
+app.command()(billing_sync.sync)
 
 
 @customers.command("set")

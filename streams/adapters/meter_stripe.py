@@ -1,7 +1,7 @@
 """The meter sink at Stripe: v1 meter events, their summaries and adjustments.
 
-The only file that imports `stripe`. Customer and value travel under the keys that meters have by
-default. Answers are bounded in time; what isn't known to have arrived the caller asks again.
+Customer and value travel under the keys that meters have by default. Answers are bounded in time;
+what isn't known to have arrived the caller asks again.
 """
 
 from __future__ import annotations
