@@ -53,7 +53,7 @@ async def list_customers(reader: LogReader) -> list[BillingCustomer]:
     Raises KafkaBaseError.
     """
     found: dict[str, BillingCustomer] = {}
-    async for read in _all(reader):
+    async for read in all_records(reader):
         tenant = tenant_of(read.key)
         if tenant is None:
             continue
@@ -67,14 +67,14 @@ async def list_customers(reader: LogReader) -> list[BillingCustomer]:
 async def read_status(reader: LogReader) -> BillingStatus:
     """What became of all amounts; `reader` is a fresh one of METER_SEND. Raises KafkaBaseError."""
     status = BillingStatus()
-    async for read in _all(reader):
+    async for read in all_records(reader):
         if isinstance(read.record, MeterSend):
             status.apply(read.record)
     return status
 
 
-async def _all(reader: LogReader) -> AsyncIterator[ReadRecord]:
-    """What the topics hold now."""
+async def all_records(reader: LogReader) -> AsyncIterator[ReadRecord]:
+    """What the topics of a fresh reader hold now. Raises KafkaBaseError."""
     await reader.start("beginning")
     try:
         ends = await reader.ends()

@@ -11,6 +11,7 @@ from api.cli import billing_sync
 from api.cli.failure import Exit, Misuse
 from api.cli.kafka import KafkaData, KafkaServers, kafka_settings, run
 from api.cli.options import AsJSON
+from api.cli.reconcile import reconcile
 from api.cli.terminal import note, out, out_json
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ customers = typer.Typer(
 )
 app.add_typer(customers, name="customers")
 app.command()(billing_sync.sync)
+app.command()(reconcile)
 
 
 @customers.command("set")

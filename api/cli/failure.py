@@ -8,6 +8,7 @@ Failure                exit 1
 ├── TransferFailed     exit 1
 ├── Different          exit 1   (as `diff` ends; its other failures exit 2)
 ├── BatchEndedBadly    exit 4
+├── BooksDiffer        exit 5
 └── Interrupted        exit 130
 """
 
@@ -31,6 +32,8 @@ class Exit(IntEnum):
     NO_ACCESS = 3
     #: The batch failed, expired, was cancelled, or none of its lines succeeded.
     BATCH = 4
+    #: `billing reconcile`: the books differ.
+    BOOKS = 5
     #: Ctrl-C.
     INTERRUPTED = 130
 
@@ -40,7 +43,7 @@ EXIT_CODES_HELP = (
     "Exit codes: 0 ok, 1 failure (of `prompts diff`: the versions differ), 2 wrong usage, "
     "3 server not reachable or API key not accepted, "
     "4 the batch ended badly (failed, expired, cancelled, or without one good line), "
-    "130 stopped by Ctrl-C."
+    "5 the books differ (`billing reconcile`), 130 stopped by Ctrl-C."
 )
 
 
@@ -103,6 +106,12 @@ class BatchEndedBadly(Failure):
     """The batch ended, but not well; what is known about it was already shown."""
 
     exit_code = Exit.BATCH
+
+
+class BooksDiffer(Failure):
+    """What was counted in several places is not equal; the differences were already shown."""
+
+    exit_code = Exit.BOOKS
 
 
 class Interrupted(Failure):

@@ -51,6 +51,7 @@ class FakeMeterSink:
     clock: Clock
     fault: Callable[[], Fault] = _no_fault
     needs_customer: bool = True
+    sums_lag_s: float = 0.0
     meters: set[str] | None = None
     archived: set[str] = field(default_factory=set)
     customers: set[str] | None = None

@@ -58,6 +58,7 @@ class FileMeterSink:
     """Writes to a folder of this machine."""
 
     needs_customer = False
+    sums_lag_s = 0.0
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -33,6 +33,8 @@ class StripeMeterSink:
     """Calls Stripe with a secret or restricted key."""
 
     needs_customer = True
+    #: Stripe sums events up later than it takes them, and doesn't say by how much at the most.
+    sums_lag_s = 900.0
 
     def __init__(self, key: str, api_base: str | None = None) -> None:
         self._http = stripe.AIOHTTPClient(timeout=_TIMEOUT_S)

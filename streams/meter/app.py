@@ -10,8 +10,7 @@ import structlog
 from mode import Service
 
 from schemas.topics import ACCOUNT, USAGE_RECORDED
-from streams.adapters.meter_file import FileMeterSink
-from streams.adapters.meter_stripe import StripeMeterSink
+from streams.adapters.meter_sink import open_sink
 from streams.background import Tasks
 from streams.domain.billing.prices import PriceBookError
 from streams.domain.clock import SystemClock
@@ -150,12 +149,9 @@ def main(settings: Settings) -> int:
     except PriceBookError as error:
         log.critical(str(error), action="settings_wrong")
         return EXIT_USAGE
-    Meter(role, open_sink(settings), prices)
+    key = settings.stripe_key
+    sink = open_sink(
+        None if key is None else key.get_secret_value(), settings.stripe_api_base, settings.data_dir
+    )
+    Meter(role, sink, prices)
     return role.run()
-
-
-def open_sink(settings: Settings) -> MeterSink:
-    """Stripe where there is a key for it, otherwise files in the data folder."""
-    if settings.stripe_key is None:
-        return FileMeterSink(settings.data_dir / "usage")
-    return StripeMeterSink(settings.stripe_key.get_secret_value(), settings.stripe_api_base)

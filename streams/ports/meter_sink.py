@@ -79,6 +79,8 @@ class MeterSink(Protocol):
 
     #: Whether an event needs a customer that was set for the tenant; if not, the tenant is one.
     needs_customer: bool
+    #: How long its sums may lack what it has taken.
+    sums_lag_s: float
 
     async def send(self, event: MeterEvent) -> None:
         """Returns when the sink has the event, by this call or by one before it.

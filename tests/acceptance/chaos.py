@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,11 +26,14 @@ from tests.support.batches import (
     jsonl,
     results_of,
 )
-from tests.support.stack import Simulator, Stack
+from tests.support.stack import BACKHAUL, Simulator, Stack
 from tests.support.waiting import deadline_in
 
 T = TypeVar("T")
-ROLES = ("controller", "file-worker", "batch-worker", "collector", "gateway", "realtime-worker")
+ROLES = (
+    *("controller", "file-worker", "batch-worker", "collector", "gateway"),
+    *("realtime-worker", "meter"),
+)
 #: What each line meets at its attempts; most answer at once.
 SCRIPTS: tuple[str | None, ...] = (*[None] * 14, "503,ok", "429,ok", "cut,ok", "400", "garbage,ok")
 
@@ -141,6 +146,25 @@ def run_round(
     check_conservation(ended, results, submitted)
     again = audit_upstream(simulator, run, submitted, results)
     return Report(" + ".join(f.name for f in faults), lines, again, time.monotonic() - began)
+
+
+def audit_books(stack: Stack, within_s: float = 120) -> dict[str, Any]:
+    """Waits until everything is billed; output files, ledger, sends and bill must be equal then.
+
+    Returns what the command says in the end.
+    """
+    command = [BACKHAUL, "billing", "reconcile", "--json", "--data", str(stack.data_dir)]
+    deadline = deadline_in(within_s)
+    while True:
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        objects = [json.loads(line) for line in ran.stdout.splitlines()]
+        if ran.returncode == 0 and objects[-1]["on_its_way"] == 0:
+            summary: dict[str, Any] = objects[-1]
+            return summary
+        wrong = [o for o in objects if o["object"] in ("difference", "line")]
+        assert not wrong, wrong[:20]
+        assert time.monotonic() < deadline, (ran.stdout[-2000:], ran.stderr[-2000:])
+        time.sleep(0.5)
 
 
 def audit_upstream(

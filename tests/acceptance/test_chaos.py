@@ -14,6 +14,7 @@ from tests.acceptance.chaos import (
     Fault,
     Report,
     all_faults,
+    audit_books,
     freeze_role,
     kill_role,
     kill_supervisor,
@@ -51,6 +52,7 @@ def own_stack(
         env={
             "BACKHAUL_TOPIC_PREFIX": f"chaos{uuid4().hex[:8]}",
             "BACKHAUL_SESSION_TIMEOUT_S": str(SESSION_TIMEOUT_S),
+            "BACKHAUL_METER_WINDOW_S": "1",
         },
         within_s=180,
     )
@@ -83,6 +85,17 @@ def test_a_batch_survives(own_stack: Stack, slow_simulator: Simulator, faults: l
     _round(own_stack, slow_simulator, faults, random.Random(7))
 
 
+def test_the_books_balance_though_meter_and_controller_are_killed(
+    own_stack: Stack, slow_simulator: Simulator
+) -> None:
+    faults = [kill_role("meter"), kill_role("controller"), kill_role("meter")]
+    _round(own_stack, slow_simulator, faults, random.Random(8))
+    found = audit_books(own_stack)
+    assert found["tokens"] > 0
+    assert found["sink"] == "compared"
+    assert found["without_output"] == found["running"] == []
+
+
 @pytest.mark.chaos
 @pytest.mark.timeout(3_600)
 def test_batches_survive_at_least_forty_random_faults(
@@ -98,5 +111,6 @@ def test_batches_survive_at_least_forty_random_faults(
     while done < wanted:
         faults = rng.sample(menu, rng.randint(1, 3))
         _round(own_stack, slow_simulator, faults, rng)
+        audit_books(own_stack)
         done += len(faults)
     assert done >= wanted

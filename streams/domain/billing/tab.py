@@ -26,8 +26,17 @@ _MAX_GROWTH = 10
 #: Silence for this share of a window's length closes it.
 _QUIET_SHARE = 5
 
+#: From usage to the meter, and from it to who reads what it sent.
+_ON_THE_ROAD_MS = 60_000
+
 #: Model, whether the figures were absurd, type of token.
 Part = tuple[str, bool, str]
+
+
+def patience_ms(window_s: float) -> int:
+    """How long after the last of a batch's usage all its windows are closed, unless the meter is
+    behind."""
+    return int(window_s * 1000) * _MAX_GROWTH // _QUIET_SHARE + _ON_THE_ROAD_MS
 
 
 @dataclass(slots=True)

@@ -1,0 +1,229 @@
+"""What `backhaul billing reconcile` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from api.cli.terminal import note, out, out_json, printable
+from api.reconcile.run import Report
+from api.reconcile.sums import Checked, SinkSum
+from schemas.records import Usage
+from streams.domain.billing.reconcile import Difference, Entry, by_type
+from streams.domain.billing.recorded import LineDifference
+
+#: Lines of a batch for people; --json has up to a thousand.
+_LINES_SHOWN = 20
+_ABSENT = "-"
+
+
+def print_all(report: Report) -> None:
+    """For people: what differs in full, the rest as sums."""
+    wrong = {difference.account for difference in report.differences}
+    _table(e for e in report.entries if report.batches == 1 or e.account in wrong)
+    if report.batches != 1:
+        _table(by_type(report.entries).values())
+    _print_sums(report.sums)
+    for difference in report.differences:
+        out(_said(difference))
+    for batch_id, lines in report.lines.items():
+        _print_lines(batch_id, lines)
+    _print_notes(report)
+
+
+def print_json(report: Report) -> None:
+    """For scripts: one object a line, the last one sums it up."""
+    for entry in report.entries:
+        out_json({"object": "entry", **_account(entry), **_amounts(entry)})
+    for checked in report.sums or ():
+        minutes = [
+            {**_sum(minute), "sends": [send.identifier for send in minute.sends]}
+            for minute in checked.minutes
+        ]
+        out_json({"object": "sink_sum", **_sum(checked.sum), "minutes": minutes})
+    for difference in report.differences:
+        account = difference.account
+        out_json(
+            {
+                "object": "difference",
+                "cause": difference.cause.value,
+                "tenant": account.tenant,
+                "batch_id": account.batch_id,
+                "model": account.model,
+                "token_type": account.token_type,
+                "expected": difference.expected,
+                "found": difference.found,
+            }
+        )
+    for batch_id, lines in report.lines.items():
+        for line in lines:
+            out_json({"object": "line", "batch_id": batch_id, **_line(line)})
+    out_json(_summary(report))
+
+
+def _summary(report: Report) -> dict[str, Any]:
+    return {
+        "object": "summary",
+        "balanced": report.balanced,
+        "batches": report.batches,
+        "running": report.running,
+        "without_output": report.without_output,
+        "sink": None if report.sums is None else "compared",
+        "tokens": sum(entry.ledger for entry in report.entries),
+        "on_its_way": sum(entry.sent.on_way for entry in report.entries),
+    }
+
+
+def _table(entries: Iterable[Entry]) -> None:
+    """Amounts, under the tenant, the batch and the model that they are of."""
+    heading = ""
+    for entry in entries:
+        account, sent = entry.account, entry.sent
+        of = f"{account.tenant}, {account.batch_id or 'all batches'}, {printable(account.model)}"
+        if of != heading:
+            heading = of
+            out(of)
+            out(
+                f"  {'':<12} {'OUTPUT FILE':>15} {'LEDGER':>15} {'SENT':>15} {'ON ITS WAY':>15} "
+                f"{'WAITING':>15}"
+            )
+        output = _ABSENT if entry.output is None else f"{entry.output:,}"
+        out(
+            f"  {account.token_type:<12} {output:>15} {entry.ledger:>15,} {sent.confirmed:>15,} "
+            f"{sent.on_way:>15,} {sent.parked + sent.rejected:>15,}"
+        )
+    if heading:
+        out("")
+
+
+def _print_sums(sums: list[Checked] | None) -> None:
+    if not sums:
+        return
+    out(f"{'CUSTOMER':<24} {'SENT':>16} {'BILLED':>16} METER, MINUTES")
+    for checked in sums:
+        _print_sum(checked.sum)
+        for minute in checked.minutes:
+            if minute.range != checked.sum.range:
+                _print_sum(minute, indent="  ")
+            for send in minute.sends:
+                out(f"    {send.identifier}: {send.tokens:,} {send.state.value}")
+    out("")
+
+
+def _print_sum(found: SinkSum, indent: str = "") -> None:
+    expected, range_ = found.expected, found.range
+    wanted = f"{expected.least:,}"
+    if expected.most != expected.least:
+        wanted += f" to {expected.most:,}"
+    said = "" if found.agrees else "  DIFFERENT"
+    if found.refused is not None:
+        said += f" ({found.refused})"
+    out(
+        f"{indent + range_.customer:<24} {wanted:>16} {found.found:>16,} "
+        f"{printable(range_.event_name)} {_time(range_.start_ms)} to {_time(range_.end_ms)}{said}"
+    )
+
+
+def _said(difference: Difference) -> str:
+    account = difference.account
+    return (
+        f"DIFFERENT {difference.cause.value}: {account.batch_id} {printable(account.model)} "
+        f"{account.token_type}: {difference.found:,} instead of {difference.expected:,} "
+        f"({difference.found - difference.expected:+,})"
+    )
+
+
+def _print_lines(batch_id: str, lines: list[LineDifference]) -> None:
+    if not lines:
+        note(f"{batch_id}: every line of the output file is as it was recorded.")
+    for line in lines[:_LINES_SHOWN]:
+        where = "" if line.number is None else f"line {line.number + 1} of the input, "
+        where += (
+            "not in the output file" if line.place is None else f"line {line.place} of the output"
+        )
+        said = f"  {batch_id}: {line.fault.value}: {where}"
+        if line.request_id is not None:
+            said += f", {line.request_id}"
+        out(f"{said}: {_words(line.output)}; recorded {_words(line.recorded)}")
+    if len(lines) > _LINES_SHOWN:
+        note(f"{len(lines) - _LINES_SHOWN:,} lines more; --json shows up to a thousand.")
+
+
+def _print_notes(report: Report) -> None:
+    if report.sums is None:
+        note(
+            "NOT COMPARED with what was billed: there is no BACKHAUL_STRIPE_KEY here and no folder "
+            "`usage` of a meter that writes files."
+        )
+    if report.running:
+        note(f"{len(report.running):,} batches still run and are not compared.")
+    if report.without_output:
+        note(
+            f"{len(report.without_output):,} batches have no output file any more, so that it "
+            f"is not compared: {', '.join(report.without_output[:_LINES_SHOWN])}"
+        )
+    on_way = sum(entry.sent.on_way for entry in report.entries)
+    if on_way:
+        note(f"{on_way:,} tokens are on their way.")
+    if report.balanced:
+        tokens = sum(entry.ledger for entry in report.entries)
+        note(f"Balanced: {report.batches:,} batches, {tokens:,} tokens.")
+
+
+def _account(entry: Entry) -> dict[str, Any]:
+    account = entry.account
+    return {
+        "tenant": account.tenant,
+        "batch_id": account.batch_id,
+        "model": account.model,
+        "token_type": account.token_type,
+    }
+
+
+def _amounts(entry: Entry) -> dict[str, Any]:
+    sent = entry.sent
+    return {
+        "output_file": entry.output,
+        "ledger": entry.ledger,
+        "sent": sent.confirmed,
+        "on_its_way": sent.on_way,
+        "parked": sent.parked,
+        "rejected": sent.rejected,
+    }
+
+
+def _sum(found: SinkSum) -> dict[str, Any]:
+    return {
+        "customer": found.range.customer,
+        "meter": found.range.event_name,
+        "start_time": found.range.start_ms // 1000,
+        "end_time": found.range.end_ms // 1000,
+        "expected_least": found.expected.least,
+        "expected_most": found.expected.most,
+        "billed": found.found,
+        "refused": found.refused,
+        "agrees": found.agrees,
+    }
+
+
+def _line(line: LineDifference) -> dict[str, Any]:
+    return {
+        "fault": line.fault.value,
+        "line": None if line.number is None else line.number + 1,
+        "output_line": line.place,
+        "request_id": line.request_id,
+        "output_file": line.output,
+        "recorded": line.recorded,
+    }
+
+
+def _words(usage: Usage) -> str:
+    return (
+        f"{usage.input_tokens:,} input ({usage.cached_tokens:,} cached), "
+        f"{usage.output_tokens:,} output ({usage.reasoning_tokens:,} reasoning)"
+    )
+
+
+def _time(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%MZ")

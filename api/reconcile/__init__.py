@@ -1,0 +1,1 @@
+"""Holds output files, ledger, sends, and what is billed against each other."""

@@ -1,0 +1,57 @@
+"""What the topics say: amounts, batches, and the usage of single lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from api.billing import all_records
+from api.log_port import LogReader
+from api.reconcile.scope import Scope
+from schemas.records import BatchSnapshot, MeterSend, UsageRecorded
+from streams.domain.billing.recorded import RecordedLines
+
+Key = tuple[str, str]
+
+
+async def read_sends(reader: LogReader) -> list[MeterSend]:
+    """The latest state of every amount; `reader` is a fresh one of METER_SEND."""
+    latest: dict[str, MeterSend] = {}
+    async for read in all_records(reader):
+        send = read.record
+        if isinstance(send, MeterSend):
+            known = latest.get(send.identifier)
+            if known is None or known.watermark < send.watermark:
+                latest[send.identifier] = send
+    return list(latest.values())
+
+
+async def read_batches(reader: LogReader, scope: Scope) -> list[BatchSnapshot]:
+    """The latest snapshots of batches that are meant, oldest first; `reader`: BATCH_STATUS."""
+    latest: dict[str, BatchSnapshot] = {}
+    async for read in all_records(reader):
+        batch = read.record
+        if isinstance(batch, BatchSnapshot) and scope.has_batch(batch):
+            known = latest.get(batch.batch_id)
+            if known is None or known.revision <= batch.revision:
+                latest[batch.batch_id] = batch
+        elif batch is None:
+            latest.pop(read.key, None)
+    return sorted(latest.values(), key=lambda batch: (batch.created_at_ms, batch.batch_id))
+
+
+async def read_lines(
+    reader: LogReader, batches: Iterable[BatchSnapshot], *, with_usage: bool
+) -> dict[Key, RecordedLines]:
+    """What was recorded of these batches' lines; `reader` is a fresh one of USAGE_RECORDED."""
+    found = {
+        (batch.tenant, batch.batch_id): RecordedLines(batch.total, with_usage=with_usage)
+        for batch in batches
+    }
+    if found:
+        async for read in all_records(reader):
+            record = read.record
+            if isinstance(record, UsageRecorded):
+                lines = found.get((record.tenant, record.batch_id))
+                if lines is not None:
+                    lines.fold(record)
+    return found

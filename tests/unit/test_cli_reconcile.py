@@ -1,0 +1,91 @@
+"""What `backhaul billing reconcile` prints, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+
+import pytest
+import structlog
+from msgspec.structs import replace
+from typer.testing import CliRunner
+
+from api.cli import reconcile as command
+from api.cli.main import app
+from api.reconcile.run import Report
+from tests.support.books import BooksWorld, used
+
+_LINES = [("m", used(100 + n, 20 + n % 7, n % 50, n % 5)) for n in range(60)]
+
+
+@pytest.fixture(autouse=True)
+def _logs_go_where_they_went() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
+
+
+async def _report(*, wrong_lines: int = 0, sink: bool = True) -> Report:
+    world = BooksWorld()
+    batch = await world.batch("batch_1", _LINES)
+    await world.bill()
+    usages = [usage for _, usage in _LINES]
+    for number in range(wrong_lines):
+        usages[number] = replace(usages[number], output_tokens=usages[number].output_tokens + 1)
+    await world.write_output(batch, usages)
+    return await world.reconcile(sink=sink)
+
+
+def _run(report: Report, monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[int, str, str]:
+    async def found(*_: object) -> Report:
+        return report
+
+    monkeypatch.setattr(command, "_reconcile", found)
+    ran = CliRunner().invoke(app, ["billing", "reconcile", "--kafka", "localhost:1", *options])
+    return ran.exit_code, ran.stdout, ran.stderr
+
+
+def test_balanced_books_end_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, err = _run(asyncio.run(_report()), monkeypatch)
+    assert code == 0
+    assert "Balanced: 1 batches" in err
+    assert "DIFFERENT" not in out
+
+
+def test_books_that_differ_have_an_exit_code_of_their_own_and_say_where(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    code, out, err = _run(asyncio.run(_report(wrong_lines=25)), monkeypatch)
+    assert code == 5
+    assert "DIFFERENT output_file_differs: batch_1 m output: " in out
+    assert "usage_differs: line 20 of the input, line 20 of the output, batch_req_" in out
+    assert "line 21 of the input" not in out
+    assert "5 lines more" in err
+    assert "secret-id" not in out + err
+
+
+def test_json_is_one_object_a_line_with_every_line_that_differs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    code, out, _ = _run(asyncio.run(_report(wrong_lines=25)), monkeypatch, "--json")
+    objects = [json.loads(line) for line in out.splitlines()]
+    assert code == 5
+    assert [o["object"] for o in objects].count("line") == 25
+    assert objects[-1]["object"] == "summary"
+    assert objects[-1]["balanced"] is False
+    assert {o["cause"] for o in objects if o["object"] == "difference"} == {"output_file_differs"}
+
+
+def test_a_column_that_is_absent_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, _, err = _run(asyncio.run(_report(sink=False)), monkeypatch)
+    assert code == 0
+    assert "NOT COMPARED with what was billed" in err
+
+
+def test_a_batch_that_is_unknown_or_a_day_beside_a_batch_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nothing = Report([], [])
+    assert _run(nothing, monkeypatch, "--batch", "batch_x")[0] == 1
+    assert _run(nothing, monkeypatch, "--batch", "batch_x", "--day", "2026-11-28")[0] == 2
+    assert _run(nothing, monkeypatch, "--day", "yesterday")[0] == 2
