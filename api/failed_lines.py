@@ -9,16 +9,16 @@ a line of each file.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import msgspec
 
+from api.stored_lines import stored_lines
 from schemas.records import ObjectRef
 from streams.domain.ids import line_request_id
 from streams.ports.object_store import ObjectStore
 
-_CHUNK_BYTES = 256 * 1024
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -39,8 +39,8 @@ async def failed_lines(
     """The lines, each with its newline. Raises ObjectStoreError, LinesDiffer."""
     number = 0
     async with (
-        aclosing(_lines(store, errors)) as failed,
-        aclosing(_lines(store, source)) as lines,
+        aclosing(stored_lines(store, errors)) as failed,
+        aclosing(stored_lines(store, source)) as lines,
     ):
         async for error in failed:
             wanted = _id_of(error)
@@ -60,23 +60,3 @@ def _id_of(error: bytes) -> str:
         return _error_lines.decode(error).id
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as why:
         raise LinesDiffer(LinesDiffer.__doc__) from why
-
-
-async def _lines(store: ObjectStore, ref: ObjectRef) -> AsyncGenerator[bytes, None]:
-    """An object's lines, without their newlines."""
-    rest: list[bytes] = []
-    async with aclosing(_chunks(store, ref)) as chunks:
-        async for chunk in chunks:
-            first, *others = chunk.split(b"\n")
-            rest.append(first)
-            for line in others:
-                yield b"".join(rest)
-                rest = [line]
-    if last := b"".join(rest):
-        yield last
-
-
-async def _chunks(store: ObjectStore, ref: ObjectRef) -> AsyncGenerator[bytes, None]:
-    stream: AsyncIterator[bytes] = store.stream(ref.key, 0, ref.size_bytes, _CHUNK_BYTES)
-    async for chunk in stream:
-        yield chunk

@@ -34,7 +34,7 @@ def batch(snapshot: BatchSnapshot, foreseen: Foreseen, prices: PriceBook | None)
         "object": "batch",
         "endpoint": snapshot.endpoint,
         "model": snapshot.model,
-        "errors": _errors(snapshot.errors),
+        "errors": errors(snapshot.errors),
         "input_file_id": snapshot.input_file_id,
         "completion_window": snapshot.completion_window,
         "status": snapshot.status.value,
@@ -49,11 +49,7 @@ def batch(snapshot: BatchSnapshot, foreseen: Foreseen, prices: PriceBook | None)
         "expired_at": _seconds(snapshot.expired_at_ms),
         "cancelling_at": _seconds(snapshot.cancelling_at_ms),
         "cancelled_at": _seconds(snapshot.cancelled_at_ms),
-        "request_counts": {
-            "total": snapshot.total,
-            "completed": snapshot.completed,
-            "failed": snapshot.failed,
-        },
+        "request_counts": counts(snapshot),
         "usage": usage(snapshot.usage),
         "metadata": snapshot.metadata or None,
         # These are ours: what it costs, what is foreseen, what live control shows, where files can
@@ -113,6 +109,23 @@ def usage(used: Usage) -> JSON:
     }
 
 
+def counts(snapshot: BatchSnapshot) -> JSON:
+    """A Batch's `request_counts`."""
+    return {
+        "total": snapshot.total,
+        "completed": snapshot.completed,
+        "failed": snapshot.failed,
+    }
+
+
+def errors(found: Sequence[BatchError]) -> JSON | None:
+    """A Batch's `errors`, of its validation."""
+    if not found:
+        return None
+    data = [{"code": e.code, "message": e.message, "param": e.param, "line": e.line} for e in found]
+    return {"object": "list", "data": data}
+
+
 def amounts(cost: Cost) -> JSON:
     """Money, as decimal strings of the currency's major unit."""
     return {
@@ -138,15 +151,6 @@ def _partial_files(snapshot: BatchSnapshot) -> JSON:
         "partial_output_file_id": output_file_id(snapshot.batch_id) if there else None,
         "partial_error_file_id": error_file_id(snapshot.batch_id) if there else None,
     }
-
-
-def _errors(errors: Sequence[BatchError]) -> JSON | None:
-    if not errors:
-        return None
-    data = [
-        {"code": e.code, "message": e.message, "param": e.param, "line": e.line} for e in errors
-    ]
-    return {"object": "list", "data": data}
 
 
 def _warnings(snapshot: BatchSnapshot) -> JSON | None:

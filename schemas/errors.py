@@ -81,6 +81,21 @@ SUBMISSION_MESSAGES: dict[SubmissionCode, str] = {
 }
 
 
+class Undelivered(StrEnum):
+    """Why results of a batch that came through Kafka are not on its tenant's topic."""
+
+    #: The tenant has no topic for results.
+    TOPIC_MISSING = "topic_missing"
+    #: The broker takes no records for that topic.
+    TOPIC_REFUSED = "topic_refused"
+    #: The output or error file was deleted before it was read.
+    FILE_GONE = "file_gone"
+    #: The output or error file can't be read, though others can.
+    FILE_UNREADABLE = "file_unreadable"
+    #: Lines are in neither file.
+    LINES_MISSING = "lines_missing"
+
+
 class LineCode(StrEnum):
     """Codes of `error` of a line that was never answered, in the error file."""
 

@@ -125,6 +125,18 @@ SUBMISSIONS = Metric(
     "Batches that came through Kafka, and what of their topics could not be a batch.",
     ("kind",),
 )
+BRIDGE_RESULTS = Metric(
+    "backhaul_bridge_results_total",
+    MetricKind.COUNTER,
+    "Results, and ends, of batches that came through Kafka, written to their tenants' topics.",
+    ("kind",),
+)
+BRIDGE_INCOMPLETE = Metric(
+    "backhaul_bridge_incomplete_total",
+    MetricKind.COUNTER,
+    "Batches whose results did not all get to their tenant's topic, by why. Their files have them.",
+    ("reason",),
+)
 
 # Gateway
 GATEWAY_REQUESTS = Metric(
@@ -383,6 +395,8 @@ METRICS: tuple[Metric, ...] = (
     WEBHOOKS_PENDING,
     WEBHOOKS_DISABLED,
     SUBMISSIONS,
+    BRIDGE_RESULTS,
+    BRIDGE_INCOMPLETE,
     EVENTS_FOLDED,
     LINES_ACCEPTED,
     BATCHES_ENDED,

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 import structlog
 
+from api.bridge.delivery import Sender
 from api.bridge.inbound import Inbound, Parts
 from api.bridge.kafka import ReadAgain, TenantTopics
+from api.bridge.outbound import Outbound, OutboundParts
 from api.process import cancelled, until_stopped
 from schemas.metrics import Metrics
+from schemas.topics import BATCH_STATUS
 from streams.adapters.object_store import open_store
 from streams.domain.clock import SystemClock
+from streams.kafka.exact import part_sender
+from streams.kafka.group_reader import GroupReader, TopicPart
 from streams.kafka.health import HealthServer
 from streams.kafka.producer import RecordProducer
+from streams.ports.object_store import ObjectStore
 from streams.settings import Settings
 
 log = structlog.get_logger(__name__)
+
+#: The part of its group's name that stands for the half that writes results.
+RESULTS_ROLE = "bridge-out"
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
@@ -50,7 +59,28 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         )
         taking = asyncio.create_task(inbound.run(), name="inbound")
         stack.push_async_callback(cancelled, taking)
+        statuses = GroupReader(
+            settings, RESULTS_ROLE, topics=[BATCH_STATUS.full_name(settings.topic_prefix)]
+        )
+        stack.push_async_callback(statuses.stop)
+        await statuses.start()
+        outbound = Outbound(outbound_parts(settings, statuses, store, metrics))
+        giving = asyncio.create_task(outbound.run(), name="outbound")
+        stack.push_async_callback(cancelled, giving)
         ready.set()
         log.info("The bridge reads tenants' topics.", action="bridge_ready")
-        await until_stopped(stop, taking)
+        await until_stopped(stop, taking, giving)
         log.info("The bridge stops.", action="bridge_stopping")
+
+
+def outbound_parts(
+    settings: Settings, statuses: GroupReader, store: ObjectStore, metrics: Metrics
+) -> OutboundParts:
+    """The writing half's parts, on a real broker."""
+
+    def sender(part: TopicPart) -> AbstractAsyncContextManager[Sender]:
+        return part_sender(
+            settings, RESULTS_ROLE, part, lambda part, mark: statuses.commit({part: mark})
+        )
+
+    return OutboundParts(statuses=statuses, open=sender, store=store, metrics=metrics)

@@ -125,7 +125,7 @@ class TopicReader:
         for tp, records in batches.items():
             topic = self._topics[tp.topic]
             for record in records:
-                read = self._read(topic, record)
+                read = read_record(topic, record, self._metrics)
                 if read is not None:
                     found.append(read)
         return found
@@ -165,27 +165,6 @@ class TopicReader:
             consumer.seek(tp, offset)
             self._positions[self._place(tp)] = offset
 
-    def _read(self, topic: Topic, raw: ConsumerRecord) -> ReadRecord | None:
-        record: Record | None = None
-        try:
-            key = "" if raw.key is None else raw.key.decode()
-            if raw.value is not None:
-                record = decode(raw.value)
-                if not isinstance(record, topic.records):
-                    raise DecodeError(f"{type(record).__name__} does not belong here")
-        except (DecodeError, UnicodeDecodeError) as error:
-            self._metrics.counter(RECORDS_SKIPPED).labels(raw.topic).inc()
-            log.error(
-                "Passed over a record that can't be read.",
-                action="record_skipped",
-                topic=raw.topic,
-                partition=raw.partition,
-                offset=raw.offset,
-                error=type(error).__name__,
-            )
-            return None
-        return ReadRecord(topic, raw.partition, raw.offset, raw.timestamp, key, record)
-
     def _place(self, tp: TopicPartition) -> tuple[str, int]:
         return self._topics[tp.topic].name, tp.partition
 
@@ -194,3 +173,26 @@ class TopicReader:
         if consumer is None:
             raise KafkaBaseError("The reader is not running.")
         return consumer
+
+
+def read_record(topic: Topic, raw: ConsumerRecord, metrics: Metrics) -> ReadRecord | None:
+    """The record that was read from `topic`; None, counted and logged, if it is none of its."""
+    record: Record | None = None
+    try:
+        key = "" if raw.key is None else raw.key.decode()
+        if raw.value is not None:
+            record = decode(raw.value)
+            if not isinstance(record, topic.records):
+                raise DecodeError(f"{type(record).__name__} does not belong here")
+    except (DecodeError, UnicodeDecodeError) as error:
+        metrics.counter(RECORDS_SKIPPED).labels(raw.topic).inc()
+        log.error(
+            "Passed over a record that can't be read.",
+            action="record_skipped",
+            topic=raw.topic,
+            partition=raw.partition,
+            offset=raw.offset,
+            error=type(error).__name__,
+        )
+        return None
+    return ReadRecord(topic, raw.partition, raw.offset, raw.timestamp, key, record)
