@@ -13,6 +13,7 @@ the batch is made once; only the tenant may be told twice.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,7 @@ from streams.settings import Settings
 
 log = structlog.get_logger(__name__)
 
+_NOTE = re.compile(r"[0-9]{1,19}")
 _POLL_S = 0.5
 #: How often it is committed how far the partitions were read.
 _COMMIT_S = 1.0
@@ -110,7 +112,8 @@ class Inbound:
     def _inbox(self, part: TopicPart, note: str) -> Inbox:
         settings = self._parts.settings
         limit = min(settings.max_batch_file_bytes, settings.max_file_bytes)
-        done = int(note) if note.isdecimal() else 0
+        # A note of another's making is as good as none.
+        done = int(note) if _NOTE.fullmatch(note) else 0
         return Inbox(part.topic, part.partition, max_bytes=limit, done=done)
 
     async def _take(self, part: TopicPart, records: Sequence[Record]) -> None:
