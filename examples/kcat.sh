@@ -22,21 +22,25 @@ kcat -P -b "$kafka" -t "$submit" -k "$key" -X acks=all -X enable.idempotence=tru
 seal="{\"endpoint\": \"$endpoint\", \"completion_window\": \"24h\"}"
 printf '%s' "$seal" | kcat -P -b "$kafka" -t "$submit" -k "$key" -X acks=all -H backhaul-op=seal
 
-# Key, headers and value, until this batch's end. Without the last pipe's end kcat would go on.
-kcat -C -b "$kafka" -t "$results" -o "s@$begin" -u -q -f '%k\t%h\t%s\n' 2>/dev/null |
-    while IFS=$'\t' read -r its_key headers value; do
-        [ "$its_key" = "$key" ] || continue
-        case "$headers" in
-        *backhaul-kind=output* | *backhaul-kind=error*) printf '%s\n' "$value" ;;
-        *backhaul-kind=end*)
-            printf 'end %s\n' "$value" >&2
-            kill "$(jobs -p)" 2>/dev/null || true
-            exit 0
-            ;;
-        *backhaul-kind=rejected*)
-            printf 'rejected %s\n' "$value" >&2
-            exit 1
-            ;;
-        *) printf '%s\n' "$value" >&2 ;;
-        esac
-    done
+# Key, headers and value of what is told, until this batch's end.
+exec 3< <(exec kcat -C -b "$kafka" -t "$results" -o "s@$begin" -u -q -f '%k\t%h\t%s\n')
+reader=$!
+trap 'kill "$reader" 2>/dev/null || true' EXIT
+while IFS=$'\t' read -r its_key headers value <&3; do
+    [ "$its_key" = "$key" ] || continue
+    case "$headers" in
+    *backhaul-kind=output* | *backhaul-kind=error*) printf '%s\n' "$value" ;;
+    *backhaul-kind=end*)
+        printf 'end %s\n' "$value" >&2
+        [[ "$value" == *'"status":"completed"'* ]]
+        exit
+        ;;
+    *backhaul-kind=rejected*)
+        printf 'rejected %s\n' "$value" >&2
+        exit 1
+        ;;
+    *) printf '%s\n' "$value" >&2 ;;
+    esac
+done
+echo "The reading of $results ended before the batch did." >&2
+exit 1
