@@ -266,21 +266,24 @@ LINE_DONE = Topic(
 USAGE_RECORDED = Topic(
     name="usage.recorded.v1",
     key="tenant",
-    records=(r.UsageRecorded,),
+    records=(r.UsageRecorded, r.BillingCommand),
     partitions=4,
     cleanup=Cleanup.DELETE,
     retention_s=90 * _DAY_S,
-    why="Usage of newly accepted lines: the billing truth. Late replays need the long retention.",
+    why="Usage of newly accepted lines: the billing truth. Late replays need the long retention. "
+    "Also what operators decide about amounts, so that the meter that has a tenant's tables reads "
+    "it.",
 )
 METER_SEND = Topic(
     name="meter.send.v1",
-    key="identifier",
-    records=(r.MeterSend,),
+    key="identifier, or command id",
+    records=(r.MeterSend, r.BillingDecision),
     partitions=4,
     cleanup=Cleanup.COMPACT,
     retention_s=None,
     why="The latest state of every amount that was or will be billed: what anyone reads who shows "
-    "or checks the bill. Never deleted: some hundred bytes for up to an hour of a batch.",
+    "or checks the bill, with operators' decisions about them. Never deleted: some hundred bytes "
+    "for up to an hour of a batch.",
 )
 CAPACITY = Topic(
     name="capacity.v1",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli import billing_sync
+from api.cli.decide import adjust, release
 from api.cli.failure import Exit, Misuse
 from api.cli.kafka import KafkaData, KafkaServers, kafka_settings, run
 from api.cli.options import AsJSON
@@ -34,6 +35,8 @@ customers = typer.Typer(
 app.add_typer(customers, name="customers")
 app.command()(billing_sync.sync)
 app.command()(reconcile)
+app.command()(adjust)
+app.command()(release)
 
 
 @customers.command("set")
@@ -165,6 +168,7 @@ def _status_shown(status: BillingStatus) -> dict[str, Any]:
                 "sent_tokens": tokens.confirmed,
                 "waiting_tokens": tokens.waiting,
                 "rejected_tokens": tokens.rejected,
+                "adjusted_tokens": tokens.adjusted,
             }
             for (tenant, meter), tokens in status.by_meter().items()
         ],
@@ -197,10 +201,11 @@ def _tell(status: BillingStatus, now_ms: int) -> None:
     for state, amount in states.items():
         out(f"{state.value:<10} {amount.sends:>10,} {amount.tokens:>18,}")
     out("")
-    out(f"{'TENANT':<16} {'SENT':>16} {'WAITING':>16} {'REJECTED':>16} METER")
+    out(f"{'TENANT':<16} {'SENT':>16} {'WAITING':>16} {'REJECTED':>16} {'ADJUSTED':>16} METER")
     for (tenant, meter), tokens in status.by_meter().items():
         out(
             f"{tenant:<16} {tokens.confirmed:>16,} {tokens.waiting:>16,} {tokens.rejected:>16,} "
+            f"{tokens.adjusted:>16,} "
             f"{meter or '(none yet)'}"
         )
     _tell_stuck(status.stuck())
@@ -214,11 +219,11 @@ def _tell_stuck(stuck: list[MeterSend]) -> None:
     if not stuck:
         return
     out("")
-    out(f"{'STATE':<10} {'REASON':<32} {'TENANT':<16} {'TOKENS':>14} BATCH, MODEL, TYPE")
+    out(f"{'STATE':<10} {'REASON':<32} {'TENANT':<16} {'TOKENS':>14} IDENTIFIER, MODEL, TYPE")
     for send in stuck[:_SHOWN]:
         out(
             f"{send.state.value:<10} {send.reason:<32} {send.tenant:<16} {send.tokens:>14,} "
-            f"{send.batch_id} {send.model} {send.token_type}"
+            f"{send.identifier} {send.model} {send.token_type}"
         )
     if len(stuck) > _SHOWN:
         note(f"{len(stuck) - _SHOWN:,} more; --json shows all.")

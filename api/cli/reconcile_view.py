@@ -9,7 +9,7 @@ from typing import Any
 from api.cli.terminal import note, out, out_json, printable
 from api.reconcile.run import Report
 from api.reconcile.sums import Checked, SinkSum
-from schemas.records import Usage
+from schemas.records import MeterSend, Usage
 from streams.domain.billing.reconcile import Difference, Entry, by_type
 from streams.domain.billing.recorded import LineDifference
 
@@ -29,6 +29,16 @@ def print_all(report: Report) -> None:
         out(_said(difference))
     for batch_id, lines in report.lines.items():
         _print_lines(batch_id, lines)
+    for send in report.adjusted[:_LINES_SHOWN]:
+        out(_adjusted_said(send))
+    waiting = [send for entry in report.entries for send in entry.waiting]
+    for send in waiting[:_LINES_SHOWN]:
+        out(
+            f"WAITING {send.reason}: {send.identifier}: {send.tokens:,} {send.token_type} "
+            f"({send.state.value})"
+        )
+    if len(waiting) > _LINES_SHOWN:
+        note(f"{len(waiting) - _LINES_SHOWN:,} amounts more wait; --json shows all.")
     _print_notes(report)
 
 
@@ -56,6 +66,8 @@ def print_json(report: Report) -> None:
                 "found": difference.found,
             }
         )
+    for send in report.adjusted:
+        out_json({"object": "adjustment", **_adjusted(send)})
     for batch_id, lines in report.lines.items():
         for line in lines:
             out_json({"object": "line", "batch_id": batch_id, **_line(line)})
@@ -86,12 +98,12 @@ def _table(entries: Iterable[Entry]) -> None:
             out(of)
             out(
                 f"  {'':<12} {'OUTPUT FILE':>15} {'LEDGER':>15} {'SENT':>15} {'ON ITS WAY':>15} "
-                f"{'WAITING':>15}"
+                f"{'WAITING':>15} {'ADJUSTED':>15}"
             )
         output = _ABSENT if entry.output is None else f"{entry.output:,}"
         out(
             f"  {account.token_type:<12} {output:>15} {entry.ledger:>15,} {sent.confirmed:>15,} "
-            f"{sent.on_way:>15,} {sent.parked + sent.rejected:>15,}"
+            f"{sent.on_way:>15,} {sent.parked + sent.rejected:>15,} {sent.adjusted:>15,}"
         )
     if heading:
         out("")
@@ -126,12 +138,22 @@ def _print_sum(found: SinkSum, indent: str = "") -> None:
 
 
 def _said(difference: Difference) -> str:
-    account = difference.account
+    account, found, expected = difference.account, difference.found, difference.expected
+    amounts = (
+        f"{found:,} instead of {expected:,} ({found - expected:+,})" if expected else f"{found:,}"
+    )
     return (
         f"DIFFERENT {difference.cause.value}: {account.batch_id} {printable(account.model)} "
-        f"{account.token_type}: {difference.found:,} instead of {difference.expected:,} "
-        f"({difference.found - difference.expected:+,})"
+        f"{account.token_type}: {amounts}"
     )
+
+
+def _adjusted_said(send: MeterSend) -> str:
+    said = f"ADJUSTED {send.state.value}: {send.identifier}: {send.tokens:,} {send.token_type}"
+    if send.command is not None:
+        by, why = printable(send.command.by), printable(send.command.reason)
+        said += f", by {by} at {_time(send.command.at_ms)}: {why}"
+    return said
 
 
 def _print_lines(batch_id: str, lines: list[LineDifference]) -> None:
@@ -157,18 +179,18 @@ def _print_notes(report: Report) -> None:
             "`usage` of a meter that writes files."
         )
     if report.running:
-        note(f"{len(report.running):,} batches still run and are not compared.")
+        note(f"{_batches(len(report.running))} still running: not compared.")
     if report.without_output:
         note(
-            f"{len(report.without_output):,} batches have no output file any more, so that it "
-            f"is not compared: {', '.join(report.without_output[:_LINES_SHOWN])}"
+            f"{_batches(len(report.without_output))} without an output file, since it was deleted "
+            f"or expired: not compared with it: {', '.join(report.without_output[:_LINES_SHOWN])}"
         )
     on_way = sum(entry.sent.on_way for entry in report.entries)
     if on_way:
         note(f"{on_way:,} tokens are on their way.")
     if report.balanced:
         tokens = sum(entry.ledger for entry in report.entries)
-        note(f"Balanced: {report.batches:,} batches, {tokens:,} tokens.")
+        note(f"Balanced: {_batches(report.batches)}, {tokens:,} tokens.")
 
 
 def _account(entry: Entry) -> dict[str, Any]:
@@ -190,6 +212,25 @@ def _amounts(entry: Entry) -> dict[str, Any]:
         "on_its_way": sent.on_way,
         "parked": sent.parked,
         "rejected": sent.rejected,
+        "cancelled": sent.cancelled,
+        "written_off": sent.written_off,
+        "waiting": [send.identifier for send in entry.waiting],
+    }
+
+
+def _adjusted(send: MeterSend) -> dict[str, Any]:
+    command = send.command
+    return {
+        "identifier": send.identifier,
+        "tenant": send.tenant,
+        "batch_id": send.batch_id,
+        "model": send.model,
+        "token_type": send.token_type,
+        "tokens": send.tokens,
+        "state": send.state.value,
+        "by": None if command is None else command.by,
+        "reason": None if command is None else command.reason,
+        "at": None if command is None else command.at_ms // 1000,
     }
 
 
@@ -216,6 +257,10 @@ def _line(line: LineDifference) -> dict[str, Any]:
         "output_file": line.output,
         "recorded": line.recorded,
     }
+
+
+def _batches(count: int) -> str:
+    return f"{count:,} batch" if count == 1 else f"{count:,} batches"
 
 
 def _words(usage: Usage) -> str:

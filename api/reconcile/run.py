@@ -19,7 +19,7 @@ from api.reconcile.output import check_lines, sum_output
 from api.reconcile.scope import Scope
 from api.reconcile.sums import Checked, SinkCheck, Sleep
 from api.reconcile.topics import Key, read_batches, read_lines, read_sends
-from schemas.records import BatchSnapshot, MeterSend
+from schemas.records import BatchSnapshot, MeterSend, SendState
 from schemas.topics import BATCH_STATUS, METER_SEND, USAGE_RECORDED, Topic
 from streams.domain.billing.reconcile import (
     Books,
@@ -67,6 +67,12 @@ class Report:
     lines: dict[str, list[LineDifference]] = field(default_factory=dict)
     sums: list[Checked] | None = None
     sends: list[MeterSend] = field(default_factory=list)
+
+    @property
+    def adjusted(self) -> list[MeterSend]:
+        """What a person has taken back or written off."""
+        gone = (SendState.CANCELLED, SendState.WRITTEN_OFF)
+        return [send for send in self.sends if send.state in gone]
 
     @property
     def balanced(self) -> bool:

@@ -22,7 +22,10 @@ from schemas.records.batches import (
     PinnedPrompt,
 )
 from schemas.records.billing import (
+    BillingCommand,
+    BillingCommandKind,
     BillingCustomer,
+    BillingDecision,
     MeterChunkRow,
     MeteredUsage,
     MeterSend,
@@ -100,7 +103,10 @@ __all__ = [
     "BatchStatus",
     "BatchValidated",
     "BatchWindowEnded",
+    "BillingCommand",
+    "BillingCommandKind",
     "BillingCustomer",
+    "BillingDecision",
     "ChunkRow",
     "ClaimCheck",
     "CollectedLine",
@@ -185,7 +191,9 @@ Record = (
     | RealtimeLoad
     | BatchRow
     | ChunkRow
+    | BillingCommand
     | BillingCustomer
+    | BillingDecision
     | MeterChunkRow
     | MeterSend
 )
@@ -227,7 +235,9 @@ RECORDS: tuple[type[Record], ...] = (
     RealtimeLoad,
     BatchRow,
     ChunkRow,
+    BillingCommand,
     BillingCustomer,
+    BillingDecision,
     MeterChunkRow,
     MeterSend,
 )

@@ -55,6 +55,48 @@ class SendState(StrEnum):
     REJECTED = "rejected"
     #: Waits for something else than time, or for somebody to look.
     PARKED = "parked"
+    #: It arrived and is being taken back.
+    CANCELLING = "cancelling"
+    #: It was taken back.
+    CANCELLED = "cancelled"
+    #: An operator gave it up: it is never billed.
+    WRITTEN_OFF = "written_off"
+
+
+class BillingCommandKind(StrEnum):
+    """What an operator decides about an amount."""
+
+    UNKNOWN = "unknown"
+    #: Take back what arrived.
+    CANCEL = "cancel"
+    #: Send what waits for a decision.
+    SEND = "send"
+    #: Never bill what waits.
+    WRITE_OFF = "write_off"
+    #: It is at the sink already, whatever its sums seemed to say.
+    ARRIVED = "arrived"
+
+
+class BillingCommand(msgspec.Struct, frozen=True, kw_only=True):
+    """An operator's decision about an amount, for the meter to carry out."""
+
+    command_id: str
+    tenant: str
+    identifier: str
+    kind: BillingCommandKind
+    reason: str
+    by: str
+    at_ms: int
+
+
+class BillingDecision(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a command; the books keep it for ever."""
+
+    command: BillingCommand
+    done: bool
+    refusal: str = ""
+    tokens: int
+    at_ms: int
 
 
 class MeterSend(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,3 +121,5 @@ class MeterSend(msgspec.Struct, frozen=True, kw_only=True):
     event_name: str | None = None
     first_sent_at_ms: int | None = None
     changed_at_ms: int
+    command: BillingCommand | None = None
+    command_offset: int = -1

@@ -27,6 +27,8 @@ _PAGE = 100
 _CODES = {code.value: code for code in RefusalCode}
 #: What Stripe says of an identifier that it has already.
 _DUPLICATE = "already exists with identifier"
+#: In whatever words it says that an event was taken back before, which isn't documented.
+_CANCELLED_BEFORE = ("already", "cancel")
 
 
 class StripeMeterSink:
@@ -86,6 +88,10 @@ class StripeMeterSink:
 
     async def cancel(self, identifier: str, event_name: str) -> None:
         """Creates a meter event adjustment."""
+        with contextlib.suppress(_Duplicate):
+            await self._cancel(identifier, event_name)
+
+    async def _cancel(self, identifier: str, event_name: str) -> None:
         async with _told():
             await self._client.v1.billing.meter_event_adjustments.create_async(
                 {"event_name": event_name, "type": "cancel", "cancel": {"identifier": identifier}}
@@ -106,7 +112,7 @@ class StripeMeterSink:
 
 
 class _Duplicate(Exception):  # noqa: N818 - as good as an answer
-    """Stripe has an event of this identifier."""
+    """Stripe has done this before."""
 
 
 def _all(listed: Any) -> AsyncIterator[Any]:
@@ -126,12 +132,16 @@ async def _told() -> AsyncIterator[None]:
     except (stripe.AuthenticationError, stripe.PermissionError) as error:
         raise SinkUnavailable("not_allowed", _NOT_ALLOWED_PAUSE_S) from error
     except stripe.InvalidRequestError as error:
-        if _DUPLICATE in str(error.user_message or error):
+        if _is_repeat(str(error.user_message or error).lower()):
             raise _Duplicate from error
         raise EventRefused(_code(error)) from error
     except stripe.StripeError as error:
         # 5xx, 409, an answer that is no JSON: nobody knows what became of the call.
         raise SinkUnavailable("server_error", _asked_s(error)) from error
+
+
+def _is_repeat(said: str) -> bool:
+    return _DUPLICATE in said or all(word in said for word in _CANCELLED_BEFORE)
 
 
 def _code(error: stripe.InvalidRequestError) -> RefusalCode:

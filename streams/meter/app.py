@@ -9,6 +9,7 @@ from typing import cast
 import structlog
 from mode import Service
 
+from schemas.records import MeterSend
 from schemas.topics import ACCOUNT, USAGE_RECORDED
 from streams.adapters.meter_sink import open_sink
 from streams.background import Tasks
@@ -19,6 +20,7 @@ from streams.kafka.role import Role
 from streams.meter.books import Books
 from streams.meter.counting import Counting
 from streams.meter.customers import Customers
+from streams.meter.desk import Desk
 from streams.meter.metrics import OpenSends
 from streams.meter.pace import Pacer
 from streams.meter.ports import Rows
@@ -49,7 +51,10 @@ class Meter(Service):
             cast("Rows", role.table("chunks", USAGE_RECORDED)),
             cast("Rows", role.table("sends", USAGE_RECORDED)),
         )
-        self._counting = Counting(self._books, role.fence, role.reject, self._clock, role.metrics)
+        desk = Desk(self._books, role.producer, role.fence, self._clock, self._queue)
+        self._counting = Counting(
+            self._books, desk, role.fence, role.reject, self._clock, role.metrics
+        )
         self._pacer = Pacer(settings.meter_calls_per_s, self._clock)
         self._customers = Customers(
             TopicReader(settings, [ACCOUNT], metrics=role.metrics), self._mapped
@@ -117,8 +122,14 @@ class Meter(Service):
         if self._sender is not None:
             await self._sender.review(tenants)
 
+    def _queue(self, send: MeterSend) -> None:
+        # Without a sender the partitions are given up; whoever has them next finds its row.
+        if self._sender is not None:
+            self._sender.enqueue(send)
+
     async def _work(self, sender: Sender) -> None:
         room = asyncio.Semaphore(_CALLS_AT_ONCE)
+        await sender.tell_untold()
         while True:
             await sender.close_windows()
             await sender.review_if_due()

@@ -42,6 +42,8 @@ class Books:
         self.unbilled: set[Key] = set()
         #: Sends of which something may still become, by identifier.
         self.open: dict[str, MeterSend] = {}
+        #: Held by whoever changes a send that is in no lane.
+        self.deciding = asyncio.Lock()
 
     def load(self, held: Iterable[int], partitions: int, now_ms: int) -> None:
         """Starts over with what the tables hold of these partitions, of so many in all."""
@@ -96,6 +98,10 @@ class Books:
         self._sends.put(send.identifier, send, Cause(self.partition_of(send.tenant), 0))
         self._note(send, now_ms, is_new=is_new)
 
+    def send(self, identifier: str) -> MeterSend | None:
+        """The send as it is now; None if there is none."""
+        return cast("MeterSend | None", self._sends.get(identifier))
+
     def due(self, window_s: float, now_ms: int) -> list[Tab]:
         """Tabs whose window closes now."""
         found = []
@@ -106,12 +112,16 @@ class Books:
         return found
 
     async def confirmed_beside(self, send: MeterSend) -> int:
-        """Tokens of the confirmed sends of the same customer, meter and minute."""
+        """Tokens of the other sends of the same customer, meter and minute that are there.
+
+        What is to be taken back is: its lane doesn't ask while that is in doubt.
+        """
         total = 0
         async for row in self._walk(self._sends):
             other = cast("MeterSend", row)
             if (
-                other.state is SendState.CONFIRMED
+                other.state in (SendState.CONFIRMED, SendState.CANCELLING)
+                and other.identifier != send.identifier
                 and other.customer == send.customer
                 and other.event_name == send.event_name
                 and minute_of(other.at_ms) == minute_of(send.at_ms)

@@ -17,6 +17,7 @@ sink knows by its identifier, or the sink's sums are asked when that may be forg
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ import structlog
 from schemas.metrics import METER_CALLS, Metrics
 from schemas.records import MeterSend, SendState
 from schemas.topics import METER_SEND
+from streams.domain.billing import decide
 from streams.domain.billing import send as rules
 from streams.domain.billing.meters import meter_of
 from streams.domain.billing.prices import PriceBook
@@ -35,6 +37,7 @@ from streams.domain.billing.tokens import TokenType
 from streams.domain.clock import Clock
 from streams.kafka.failpoint import reach
 from streams.meter.books import Books
+from streams.meter.desk import tell
 from streams.meter.pace import Pacer, pause_s
 from streams.meter.ports import Guard, Publisher
 from streams.ports.meter_sink import EventRefused, MeterEvent, MeterSink, SinkUnavailable
@@ -45,6 +48,8 @@ log = structlog.get_logger(__name__)
 _REVIEW_S = 600.0
 #: How long a lane waits while another tenant's call for the same customer is out.
 _CUSTOMER_BUSY_MS = 50
+#: What goes first after a restart.
+_URGENCY = {SendState.CANCELLING: 0, SendState.SENT: 1}
 Sleep = Callable[[float], Awaitable[None]]
 T = TypeVar("T")
 
@@ -98,9 +103,11 @@ class Sender:
         self._calls = around.metrics.counter(METER_CALLS)
         self._reviewed_ms = around.clock.now_ms()
         waiting = [s for s in self._books.open.values() if s.state is not SendState.PARKED]
-        # What may have arrived goes before what follows it.
-        for send in sorted(waiting, key=lambda s: (s.state is not SendState.SENT, *_order(s))):
-            self._lane(send.tenant).queue.append(send.identifier)
+        # What may have been taken back, then what may have arrived, goes before what follows it.
+        for send in sorted(waiting, key=lambda s: (_URGENCY.get(s.state, 2), *_order(s))):
+            self.enqueue(send)
+        # Of what waits from the start no lane tells, and a crash may have come before it was told.
+        self._untold = [s for s in self._books.open.values() if _waits_from_the_start(s)]
 
     # -- windows ---------------------------------------------------------------------------
 
@@ -120,7 +127,7 @@ class Sender:
             books.write(send, now_ms)
             reach("meter.pending")
             if send.state is SendState.PENDING:
-                self._lane(send.tenant).queue.append(send.identifier)
+                self.enqueue(send)
         await asyncio.gather(*(self._publish(send) for send in found))
         reach("meter.pending_published")
 
@@ -130,16 +137,17 @@ class Sender:
         for known in sorted(self._books.open.values(), key=_order):
             if tenants is not None and known.tenant not in tenants:
                 continue
-            await self._around.guard.wait()
-            # Two reviews may run at once, and a lane beside them: what counts is what is so now.
-            send = self._books.open.get(known.identifier)
-            if send is None or not rules.waits_by_itself(send):
-                continue
-            if rules.next_of(send, now_ms) is Next.PARK:
-                await self._end(rules.park(send, rules.TOO_OLD, now_ms))
-            elif not isinstance(self._target(send), str):
-                self._books.write(rules.unpark(send, now_ms), now_ms)
-                self._lane(send.tenant).queue.append(send.identifier)
+            async with self._books.deciding:
+                await self._around.guard.wait()
+                # Two reviews may run, and a lane beside them: what counts is what is so now.
+                send = self._books.open.get(known.identifier)
+                if send is None or not rules.waits_by_itself(send):
+                    continue
+                if rules.next_of(send, now_ms) is Next.PARK:
+                    await self._end(rules.park(send, rules.TOO_OLD, now_ms))
+                elif not isinstance(self._target(send), str):
+                    self._books.write(rules.unpark(send, now_ms), now_ms)
+                    self.enqueue(send)
 
     async def review_if_due(self) -> None:
         """Tries all parked sends again, every ten minutes."""
@@ -148,7 +156,20 @@ class Sender:
             self._reviewed_ms = now_ms
             await self.review()
 
+    async def tell_untold(self) -> None:
+        """Publishes what may never have been, once after a start."""
+        while self._untold:
+            known = self._untold.pop()
+            async with self._books.deciding:
+                await self._around.guard.wait()
+                if self._books.send(known.identifier) == known:
+                    await self._publish(known)
+
     # -- lanes -----------------------------------------------------------------------------
+
+    def enqueue(self, send: MeterSend) -> None:
+        """Something is to be done with this send, after all before it."""
+        self._lane(send.tenant).queue.append(send.identifier)
 
     def due_lanes(self) -> list[Lane]:
         """Lanes in which something may be sent now, and nobody is at it."""
@@ -179,6 +200,8 @@ class Sender:
             await self._begin(send, lane)
         elif step is Next.CALL:
             await self._call(send, lane)
+        elif step is Next.CANCEL:
+            await self._cancel(send, lane)
         else:
             await self._check(send, lane)
 
@@ -220,19 +243,14 @@ class Sender:
         await self._end(ending(send, refused.code.value, self._around.clock.now_ms()), lane)
 
     async def _check(self, send: MeterSend, lane: Lane) -> None:
-        around, start_ms = self._around, rules.minute_of(send.at_ms)
-        customer, meter = send.customer or "", send.event_name or ""
-        end_ms = start_ms + rules.MINUTE_MS
+        around = self._around
         try:
-            total = await self._ask(
-                lane, send, lambda: around.sink.total(customer, meter, start_ms, end_ms)
-            )
+            there = await self._look(send, lane)
         except _Later:
             return
         except EventRefused as refused:
             await self._end(rules.park(send, refused.code.value, around.clock.now_ms()), lane)
             return
-        there = rules.arrived(send, await self._books.confirmed_beside(send), total)
         now_ms = around.clock.now_ms()
         if there is None:
             await self._end(rules.park(send, rules.UNCLEAR, now_ms), lane)
@@ -245,6 +263,45 @@ class Sender:
             self._books.write(rules.begin_again(send, now_ms), now_ms)
             reach("meter.begun_again")
             await around.flush()
+
+    async def _look(self, send: MeterSend, lane: Lane) -> bool | None:
+        """Whether the sink's sum of its minute holds it. Raises _Later, EventRefused."""
+        around, start_ms = self._around, rules.minute_of(send.at_ms)
+        customer, meter = send.customer or "", send.event_name or ""
+        end_ms = start_ms + rules.MINUTE_MS
+        total = await self._ask(
+            lane, send, lambda: around.sink.total(customer, meter, start_ms, end_ms)
+        )
+        return rules.arrived(send, await self._books.confirmed_beside(send), total)
+
+    async def _cancel(self, send: MeterSend, lane: Lane) -> None:
+        around = self._around
+        try:
+            refusal = await self._take_back(send, lane)
+        except _Later:
+            return
+        reach("meter.cancelled")
+        now_ms = around.clock.now_ms()
+        after = decide.kept(send, now_ms) if refusal else decide.taken_back(send, now_ms)
+        if send.command is not None:
+            await around.guard.wait()
+            made = decide.decision(send.command, send, refusal, now_ms)
+            await tell(around.publisher, made)
+            reach("meter.cancel_told")
+        await self._end(after, lane)
+
+    async def _take_back(self, send: MeterSend, lane: Lane) -> str:
+        """Why the sink won't; empty if it does. Raises _Later."""
+        sink, meter = self._around.sink, send.event_name or ""
+        try:
+            await self._ask(lane, send, lambda: sink.cancel(send.identifier, meter))
+        except EventRefused as refused:
+            # Perhaps it has done so before, and the answer was lost until it was too late.
+            with contextlib.suppress(EventRefused):
+                if await self._look(send, lane) is False:
+                    return ""
+            return refused.code.value
+        return ""
 
     async def _ask(self, lane: Lane, send: MeterSend, call: Callable[[], Awaitable[T]]) -> T:
         """Calls the sink: one call at a time for a customer, at our pace. Raises _Later."""
@@ -314,6 +371,10 @@ class Sender:
 
     def _lane(self, tenant: str) -> Lane:
         return self._lanes.setdefault(tenant, Lane(tenant))
+
+
+def _waits_from_the_start(send: MeterSend) -> bool:
+    return send.state is SendState.PARKED and send.watermark == 0
 
 
 def _order(send: MeterSend) -> tuple[int, str]:

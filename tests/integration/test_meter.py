@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from streams.adapters.meter_file import read_entries
 from streams.kafka.failpoint import EXIT_CODE
 from streams.kafka.reader import TopicReader
 from streams.settings import Settings
+from tests.integration.test_billing_commands import backhaul
 from tests.support.fleet import running_fleet
 from tests.support.lines import exit_code, terminate
 from tests.support.waiting import eventually
@@ -99,6 +101,14 @@ async def test_a_batch_is_billed_once_though_the_meter_dies_at_every_step(
             await eventually(confirmed, 30, "all is confirmed")
             await reader.stop()
             assert sum(send.tokens for send in sends.values()) == want
+            back = next(iter(sends.values()))
+            words = ("--reason", "a test", "--by", "tests")
+            adjust = ("billing", "adjust", back.identifier, *words)
+            first, again = [await asyncio.to_thread(backhaul, settings, *adjust) for _ in range(2)]
+            assert (first.returncode, again.returncode) == (0, 1), first.stderr
+            assert "taken back. By tests: a test" in first.stdout
+            assert "nothing to take back" in again.stderr
+            meters["backhaul_batch_input_tokens"] = want - back.tokens
             terminate(process)
             assert await exit_code(process) == 0
         assert billed(tmp_path) == meters

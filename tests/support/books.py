@@ -140,6 +140,8 @@ class BooksWorld:
         sends = list(self.meter.published.values())
         for send in sends:
             await self.log.send(METER_SEND, send.identifier, send)
+        for key, made in self.meter.decisions.items():
+            await self.log.send(METER_SEND, key, made)
         return sends
 
     async def reconcile(self, scope: Scope | None = None, *, sink: bool = True) -> Report:

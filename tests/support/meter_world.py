@@ -15,7 +15,17 @@ import pytest
 from schemas.codec import decode, encode
 from schemas.metrics import Metrics
 from schemas.partitions import partition_for
-from schemas.records import LineUsage, MeterSend, Record, SendState, Usage, UsageRecorded
+from schemas.records import (
+    BillingCommand,
+    BillingCommandKind,
+    BillingDecision,
+    LineUsage,
+    MeterSend,
+    Record,
+    SendState,
+    Usage,
+    UsageRecorded,
+)
 from schemas.topics import Topic
 from streams.adapters.meter_fake import FakeMeterSink, Fault
 from streams.domain.billing.meters import meter_of
@@ -24,6 +34,7 @@ from streams.domain.billing.tokens import TokenType, split
 from streams.domain.clock import ManualClock
 from streams.kafka.producer import Place
 from streams.meter.books import Books
+from streams.meter.desk import Desk
 from streams.meter.pace import Pacer
 from streams.meter.ports import Cause, MeterRow
 from streams.meter.sender import Around, Sender
@@ -48,8 +59,11 @@ class World:
         self.customers: dict[str, str] = {}
         self.log: list[UsageRecorded] = []
         self.tables = {"chunks": Table(self.random), "sends": Table(self.random)}
+        #: What meter.send holds once it is compacted.
         self.published: dict[str, MeterSend] = {}
-        self.committed = 0
+        self.decisions: dict[str, BillingDecision] = {}
+        self.commands: list[BillingCommand] = []
+        self.committed = self.commands_committed = 0
         self.calls_per_s = 1000.0
         self.pause_s = 0.0
         self.reach: Reach = lambda _: None
@@ -60,6 +74,7 @@ class World:
     def start(self) -> None:
         """A process on what is durable."""
         self.position = self.acked = self.committed
+        self.obeyed = self.commands_committed
         self.books = Books(self.tables["chunks"], self.tables["sends"])
         self.books.load(range(PARTITIONS), PARTITIONS, self.clock.now_ms())
         self.sender = Sender(
@@ -80,6 +95,8 @@ class World:
             )
         )
 
+        self.desk = Desk(self.books, self, self, self.clock, self.sender.enqueue)
+
     def die_and_start(self) -> None:
         """kill -9, and the next process."""
         for table in self.tables.values():
@@ -99,13 +116,17 @@ class World:
             table.flush()
 
     async def send(self, _topic: Topic, key: str, record: Record | None) -> Place:
-        self.published[key] = cast("MeterSend", record)
+        if isinstance(record, BillingDecision):
+            self.decisions[key] = record
+        else:
+            self.published[key] = cast("MeterSend", record)
         return Place(0, 0)
 
     async def commit(self) -> None:
         """As the role does: what is acked, once the tables are durable."""
         await self.flush()
         self.committed = self.acked
+        self.commands_committed = self.obeyed
 
     # -- work ------------------------------------------------------------------------------
 
@@ -120,8 +141,32 @@ class World:
         self.acked = max(self.acked, self.position)
         return True
 
+    def order(self, identifier: str, kind: BillingCommandKind, tenant: str = "ada") -> str:
+        """Writes a command into the log; its id."""
+        given = BillingCommand(
+            command_id=f"cmd_{len(self.commands)}",
+            tenant=tenant,
+            identifier=identifier,
+            kind=kind,
+            reason="the customer asked for it",
+            by="ops",
+            at_ms=self.clock.now_ms(),
+        )
+        self.commands.append(given)
+        return given.command_id
+
+    async def obey_one(self) -> bool:
+        """Carries out the next command; False if there is none."""
+        if self.obeyed >= len(self.commands):
+            return False
+        given = cast("BillingCommand", decode(encode(self.commands[self.obeyed])))
+        assert await self.desk.obey(given, self.obeyed, lambda: True)
+        self.obeyed += 1
+        return True
+
     async def turn(self) -> None:
         """Closes windows and sends what is due."""
+        await self.sender.tell_untold()
         await self.sender.close_windows()
         await self.sender.review_if_due()
         for lane in self.sender.due_lanes():
@@ -132,6 +177,8 @@ class World:
         self.sink.fault = lambda: Fault.NONE
         self.reach = lambda _: None
         while self.count_one():
+            pass
+        while await self.obey_one():
             pass
         for _ in range(turns):
             await self.turn()
@@ -278,6 +325,7 @@ class Chaos:
         self.world.sink.fault = self.fault
         self.world.reach = self.reach
         patch.setattr("streams.meter.sender.reach", self._reached)
+        patch.setattr("streams.meter.desk.reach", self._reached)
 
     def _reached(self, name: str) -> None:
         self.world.reach(name)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from api.cli import reconcile as command
 from api.cli.main import app
 from api.reconcile.run import Report
+from schemas.records import BillingCommandKind
 from tests.support.books import BooksWorld, used
 
 _LINES = [("m", used(100 + n, 20 + n % 7, n % 50, n % 5)) for n in range(60)]
@@ -48,7 +49,7 @@ def _run(report: Report, monkeypatch: pytest.MonkeyPatch, *options: str) -> tupl
 def test_balanced_books_end_well(monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, err = _run(asyncio.run(_report()), monkeypatch)
     assert code == 0
-    assert "Balanced: 1 batches" in err
+    assert "Balanced: 1 batch," in err
     assert "DIFFERENT" not in out
 
 
@@ -74,6 +75,26 @@ def test_json_is_one_object_a_line_with_every_line_that_differs(
     assert objects[-1]["object"] == "summary"
     assert objects[-1]["balanced"] is False
     assert {o["cause"] for o in objects if o["object"] == "difference"} == {"output_file_differs"}
+
+
+def test_what_was_taken_back_is_shown_with_who_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def adjusted() -> Report:
+        world = BooksWorld()
+        await world.batch("batch_1", [("m", used(10))])
+        [send] = await world.bill()
+        world.meter.order(send.identifier, BillingCommandKind.CANCEL)
+        await world.bill()
+        return await world.reconcile()
+
+    report = asyncio.run(adjusted())
+    code, out, _ = _run(report, monkeypatch)
+    assert code == 0
+    assert "ADJUSTED cancelled: batch_1:" in out
+    assert "by ops at 20" in out
+    assert "the customer asked for it" in out
+    told = [json.loads(line) for line in _run(report, monkeypatch, "--json")[1].splitlines()]
+    [shown] = [o for o in told if o["object"] == "adjustment"]
+    assert (shown["tokens"], shown["state"], shown["by"]) == (10, "cancelled", "ops")
 
 
 def test_a_column_that_is_absent_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,6 +164,9 @@ def test_a_changed_number_of_the_ledger_is_found_on_both_sides(
         (SendState.CONFIRMED, None),
         (SendState.PARKED, Cause.PARKED),
         (SendState.REJECTED, Cause.REJECTED),
+        (SendState.CANCELLING, None),
+        (SendState.CANCELLED, None),
+        (SendState.WRITTEN_OFF, None),
     ],
 )
 def test_what_is_on_its_way_is_no_difference_and_what_waits_for_somebody_is(
@@ -173,6 +176,20 @@ def test_what_is_on_its_way_is_no_difference_and_what_waits_for_somebody_is(
     send = _send(Account("ada", "b", "a", "input"), 10, state=state, reason=FLAGGED)
     found = _close(snapshot("b", lines, _NOW_MS), _by_model(lines), [send])
     assert [d.cause for d in found] == ([] if cause is None else [cause])
+
+
+def test_what_a_person_has_decided_is_shown_apart() -> None:
+    lines = [("a", used(10))]
+    account = Account("ada", "b", "a", "input")
+    states = [SendState.CONFIRMED, SendState.CANCELLED, SendState.WRITTEN_OFF, SendState.PARKED]
+    books = Books()
+    books.add_batch(snapshot("b", lines, _NOW_MS), _by_model(lines), settled=True)
+    for number, state in enumerate(states):
+        books.add_send(_send(account, number + 1, number, state=state))
+    books.close()
+    [entry] = books.entries()
+    assert (entry.sent.cancelled, entry.sent.written_off, entry.sent.adjusted) == (2, 3, 5)
+    assert [send.identifier for send in entry.waiting] == ["b:a:input:3"]
 
 
 def test_what_no_send_has_yet_is_on_its_way_until_the_meter_must_have_sent_it() -> None:
@@ -254,6 +271,9 @@ def test_all_sends_of_the_range_count_whatever_batch_they_are_of() -> None:
         (SendState.REJECTED, "invalid_value", Expected(0, 0)),
         (SendState.PARKED, NO_CUSTOMER, Expected(0, 0)),
         (SendState.PARKED, UNCLEAR, Expected(0, 5)),
+        (SendState.CANCELLING, "", Expected(0, 5)),
+        (SendState.CANCELLED, "", Expected(0, 0)),
+        (SendState.WRITTEN_OFF, "", Expected(0, 0)),
     ],
 )
 def test_where_it_is_not_known_whether_a_send_arrived_both_sums_are_right(

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from api.reconcile.scope import Scope, scope_of
-from schemas.records import BatchStatus, SendState
+from schemas.records import BatchStatus, BillingCommandKind, SendState
 from schemas.topics import BATCH_STATUS, METER_SEND
 from streams.adapters.meter_fake import Fault
 from streams.domain.billing.reconcile import Cause
@@ -207,3 +207,16 @@ async def test_the_newest_state_of_a_send_counts_wherever_it_stands_in_the_log()
     old = replace(send, watermark=0, state=SendState.PARKED)
     await world.log.send(METER_SEND, send.identifier, old)
     assert (await world.reconcile()).balanced
+
+
+async def test_what_is_taken_back_is_explained_and_no_longer_billed() -> None:
+    world = await _billed()
+    sends = list(world.meter.published.values())
+    for send in sends[:2]:
+        world.meter.order(send.identifier, BillingCommandKind.CANCEL)
+    await world.bill()
+    report = await world.reconcile()
+    assert report.balanced
+    assert sum(e.sent.cancelled for e in report.entries) == sum(s.tokens for s in sends[:2])
+    world.sink.cancelled.clear()
+    assert not (await world.reconcile()).balanced

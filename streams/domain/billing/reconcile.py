@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import assert_never
 
 from schemas.records import BatchSnapshot, MeterSend, SendState, Usage
 from streams.domain.billing.batches import used_by_model
@@ -38,24 +39,36 @@ class Account:
 
 @dataclass(slots=True)
 class Sent:
-    """Tokens of sends, by what became of them. on_way: also those that no send has yet."""
+    """Tokens of sends, by what became of them.
+
+    on_way: also those that no send has yet, and those that are being taken back. cancelled,
+    written_off: as a person has decided.
+    """
 
     confirmed: int = 0
     on_way: int = 0
     parked: int = 0
     rejected: int = 0
+    cancelled: int = 0
+    written_off: int = 0
 
     def add(self, send: MeterSend) -> None:
         """One more."""
         match send.state:
             case SendState.CONFIRMED:
                 self.confirmed += send.tokens
-            case SendState.PENDING | SendState.SENT:
+            case SendState.PENDING | SendState.SENT | SendState.CANCELLING:
                 self.on_way += send.tokens
             case SendState.PARKED:
                 self.parked += send.tokens
-            case _:
+            case SendState.REJECTED | SendState.UNKNOWN:
                 self.rejected += send.tokens
+            case SendState.CANCELLED:
+                self.cancelled += send.tokens
+            case SendState.WRITTEN_OFF:
+                self.written_off += send.tokens
+            case _:
+                assert_never(send.state)
 
     def plus(self, other: Sent) -> Sent:
         """The sums of both."""
@@ -64,12 +77,20 @@ class Sent:
             self.on_way + other.on_way,
             self.parked + other.parked,
             self.rejected + other.rejected,
+            self.cancelled + other.cancelled,
+            self.written_off + other.written_off,
         )
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.confirmed + self.on_way + self.parked + self.rejected
+        billed = self.confirmed + self.on_way + self.parked + self.rejected
+        return billed + self.adjusted
+
+    @property
+    def adjusted(self) -> int:
+        """What a person has taken back or written off."""
+        return self.cancelled + self.written_off
 
 
 @dataclass(slots=True)
@@ -80,6 +101,8 @@ class Entry:
     output: int | None = 0
     ledger: int = 0
     sent: Sent = field(default_factory=Sent)
+    #: Sends that wait for a person or a remedy.
+    waiting: list[MeterSend] = field(default_factory=list)
 
 
 class Cause(StrEnum):
@@ -132,7 +155,10 @@ class Books:
         batch = self._batches.get(key)
         if batch is None:
             batch = self._batches[key] = _Batch(*key, True, True, False)
-        batch.entry(send.model, send.token_type).sent.add(send)
+        entry = batch.entry(send.model, send.token_type)
+        entry.sent.add(send)
+        if send.state in (SendState.PARKED, SendState.REJECTED):
+            entry.waiting.append(send)
 
     def close(self) -> list[Difference]:
         """Counts what no send has yet, and returns all differences."""
@@ -270,9 +296,10 @@ class SinkBooks:
 
     def _is_there(self, send: MeterSend) -> bool | None:
         """Whether the sink's sums hold it; None if that isn't known."""
-        if send.state is SendState.CONFIRMED:
-            return None if send.changed_at_ms > self._recent_ms else True
-        if send.state is SendState.SENT:
+        if send.state in (SendState.CONFIRMED, SendState.CANCELLED):
+            there = send.state is SendState.CONFIRMED
+            return None if send.changed_at_ms > self._recent_ms else there
+        if send.state in (SendState.SENT, SendState.CANCELLING):
             return None
         return None if send.state is SendState.PARKED and send.reason == UNCLEAR else False
 

@@ -5,6 +5,8 @@
       │  └──► parked ◄──┘
       └────────┘    waits for a customer, a price, a person
 
+What a person decides about one that has come to rest is in streams.domain.billing.decide.
+
 - What is sent follows from the row alone, so a crash anywhere sends the same again: customer and
   meter are fixed, and durable, before the first try.
 - The sink forgets an identifier after a day. A send that was first tried nearly so long ago and
@@ -49,6 +51,8 @@ class Next(Enum):
     CALL = "call"
     #: Look into the sink's sums.
     CHECK = "check"
+    #: Take it back.
+    CANCEL = "cancel"
     #: Park it, as too old.
     PARK = "park"
     #: Nothing, until something else changes.
@@ -67,7 +71,11 @@ def next_of(send: MeterSend, now_ms: int) -> Next:
             return Next.CHECK if doubtful else Next.CALL
         case SendState.PARKED:
             return Next.PARK if too_old and waits_by_itself(send) else Next.NOTHING
+        case SendState.CANCELLING:
+            return Next.CANCEL
         case SendState.CONFIRMED | SendState.REJECTED | SendState.UNKNOWN:
+            return Next.NOTHING
+        case SendState.CANCELLED | SendState.WRITTEN_OFF:
             return Next.NOTHING
         case _:
             assert_never(send.state)
@@ -79,7 +87,12 @@ def waits_by_itself(send: MeterSend) -> bool:
 
 
 def is_open(send: MeterSend) -> bool:
-    """Whether anything may still become of it."""
+    """Whether anything may still become of it, unless somebody decides otherwise."""
+    return is_unbilled(send) or send.state is SendState.CANCELLING
+
+
+def is_unbilled(send: MeterSend) -> bool:
+    """Whether it isn't known to have arrived and may still."""
     return send.state in (SendState.PENDING, SendState.SENT, SendState.PARKED)
 
 
@@ -93,9 +106,9 @@ class Target:
 
 def begin(send: MeterSend, target: Target, now_ms: int) -> MeterSend:
     """About to be tried for the first time."""
-    _only(send, SendState.PENDING)
+    only(send, SendState.PENDING)
     return replace(
-        _changed(send, SendState.SENT, now_ms),
+        changed(send, SendState.SENT, now_ms),
         customer=target.customer,
         event_name=target.event_name,
         first_sent_at_ms=now_ms,
@@ -104,32 +117,32 @@ def begin(send: MeterSend, target: Target, now_ms: int) -> MeterSend:
 
 def begin_again(send: MeterSend, now_ms: int) -> MeterSend:
     """The sink's sums say that it has not arrived: it is as if it had never been tried."""
-    _only(send, SendState.SENT)
-    return replace(_changed(send, SendState.SENT, now_ms), first_sent_at_ms=now_ms)
+    only(send, SendState.SENT)
+    return replace(changed(send, SendState.SENT, now_ms), first_sent_at_ms=now_ms)
 
 
 def confirm(send: MeterSend, now_ms: int) -> MeterSend:
     """The sink has it."""
-    _only(send, SendState.SENT)
-    return _changed(send, SendState.CONFIRMED, now_ms)
+    only(send, SendState.SENT)
+    return changed(send, SendState.CONFIRMED, now_ms)
 
 
 def reject(send: MeterSend, reason: str, now_ms: int) -> MeterSend:
     """The sink will never take it."""
-    _only(send, SendState.SENT)
-    return _changed(send, SendState.REJECTED, now_ms, reason)
+    only(send, SendState.SENT)
+    return changed(send, SendState.REJECTED, now_ms, reason)
 
 
 def park(send: MeterSend, reason: str, now_ms: int) -> MeterSend:
     """It has to wait for something else than time."""
-    _only(send, SendState.PENDING, SendState.SENT, SendState.PARKED)
-    return _changed(send, SendState.PARKED, now_ms, reason)
+    only(send, SendState.PENDING, SendState.SENT, SendState.PARKED)
+    return changed(send, SendState.PARKED, now_ms, reason)
 
 
 def unpark(send: MeterSend, now_ms: int) -> MeterSend:
     """What it waited for has come."""
-    _only(send, SendState.PARKED)
-    return _changed(send, SendState.PENDING, now_ms)
+    only(send, SendState.PARKED)
+    return changed(send, SendState.PENDING, now_ms)
 
 
 def minute_of(at_ms: int) -> int:
@@ -147,12 +160,14 @@ def arrived(send: MeterSend, known_tokens: int, sink_tokens: int) -> bool | None
     return False if sink_tokens == known_tokens else None
 
 
-def _changed(send: MeterSend, state: SendState, now_ms: int, reason: str = "") -> MeterSend:
+def changed(send: MeterSend, state: SendState, now_ms: int, reason: str = "") -> MeterSend:
+    """It has come into this state."""
     return replace(
         send, watermark=send.watermark + 1, state=state, reason=reason, changed_at_ms=now_ms
     )
 
 
-def _only(send: MeterSend, *states: SendState) -> None:
+def only(send: MeterSend, *states: SendState) -> None:
+    """Raises ValueError if it is in none of these states."""
     if send.state not in states:
         raise ValueError(f"A send that is {send.state.value} can't do that.")

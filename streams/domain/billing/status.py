@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from schemas.records import MeterSend, SendState
-from streams.domain.billing.send import FOR_A_PERSON, is_open
+from streams.domain.billing.send import FOR_A_PERSON, is_unbilled
 
 
 def waits_for_a_person(send: MeterSend) -> bool:
@@ -31,11 +31,15 @@ class Amount:
 
 @dataclass(slots=True)
 class MeterTokens:
-    """Tokens of a tenant on one meter: at the sink, on their way, and refused for good."""
+    """Tokens of a tenant on one meter: at the sink, on their way, and refused for good.
+
+    adjusted: taken back, or written off.
+    """
 
     confirmed: int = 0
     waiting: int = 0
     rejected: int = 0
+    adjusted: int = 0
 
 
 class BillingStatus:
@@ -64,10 +68,12 @@ class BillingStatus:
         found: dict[tuple[str, str], MeterTokens] = {}
         for send in self._latest.values():
             sums = found.setdefault((send.tenant, send.event_name or ""), MeterTokens())
-            if send.state is SendState.CONFIRMED:
+            if send.state in (SendState.CONFIRMED, SendState.CANCELLING):
                 sums.confirmed += send.tokens
             elif send.state is SendState.REJECTED:
                 sums.rejected += send.tokens
+            elif send.state in (SendState.CANCELLED, SendState.WRITTEN_OFF):
+                sums.adjusted += send.tokens
             else:
                 sums.waiting += send.tokens
         return dict(sorted(found.items()))
@@ -79,7 +85,7 @@ class BillingStatus:
 
     def oldest_open(self) -> MeterSend | None:
         """The oldest that isn't known to have arrived and may still."""
-        return next(iter(_by_age(s for s in self._latest.values() if is_open(s))), None)
+        return next(iter(_by_age(s for s in self._latest.values() if is_unbilled(s))), None)
 
     def needs_somebody(self) -> bool:
         """Whether any send waits for a person."""

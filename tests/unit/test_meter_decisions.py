@@ -1,0 +1,346 @@
+"""Operators take back what was billed, and release or write off what waits for them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from msgspec.structs import replace
+
+from schemas.records import BillingCommandKind, MeterSend, SendState, Usage
+from streams.adapters.meter_fake import Fault
+from streams.domain.billing.decide import CANCELLABLE_MS, Refusal
+from streams.domain.billing.send import UNCLEAR
+from streams.ports.meter_sink import MeterEvent
+from tests.support.meter_world import Chaos, World, usage
+
+_HOUR_S = 3600
+_DAY_S = 86_400
+CANCEL, SEND = BillingCommandKind.CANCEL, BillingCommandKind.SEND
+WRITE_OFF, ARRIVED = BillingCommandKind.WRITE_OFF, BillingCommandKind.ARRIVED
+
+
+def _input_only(line: int) -> Usage:
+    return Usage(input_tokens=line + 1)
+
+
+async def _world(*, flag: str = "", customer: str | None = "cus_ada") -> World:
+    """One amount of 15 tokens, as far as it comes by itself."""
+    world = World()
+    if customer is not None:
+        world.customers["ada"] = customer
+    now_ms = world.clock.now_ms()
+    world.log.append(usage("ada", "batch_1", range(5), now_ms, of=_input_only, flag=flag))
+    await world.settle()
+    return world
+
+
+async def _too_old() -> World:
+    world = World()
+    world.customers["ada"] = "cus_ada"
+    world.log.append(usage("ada", "batch_1", range(5), world.clock.now_ms(), of=_input_only))
+    world.clock.advance(36 * _DAY_S)
+    await world.settle()
+    return world
+
+
+async def _unclear(*, arrived: bool) -> World:
+    """An amount that may have arrived, in a minute whose sum says neither."""
+    world = World()
+    world.customers["ada"] = "cus_ada"
+    world.log.append(usage("ada", "batch_1", range(5), world.clock.now_ms(), of=_input_only))
+    world.count_one()
+    world.clock.advance(301)
+    world.sink.fault = lambda: Fault.TIMEOUT_AFTER if arrived else Fault.TIMEOUT
+    await world.turn()
+    world.sink.fault = lambda: Fault.NONE
+    [send] = world.books.open.values()
+    odd = MeterEvent(
+        identifier="odd",
+        event_name=send.event_name or "",
+        customer="cus_ada",
+        tokens=4,
+        at_ms=send.at_ms,
+    )
+    await world.sink.send(odd)
+    world.clock.advance(25 * _HOUR_S)
+    await world.settle()
+    assert _send(world).reason == UNCLEAR
+    return world
+
+
+def _send(world: World) -> MeterSend:
+    [send] = world.published.values()
+    return send
+
+
+async def _order(world: World, kind: BillingCommandKind) -> str:
+    """What became of it: why it was refused, or nothing."""
+    command = world.order(_send(world).identifier, kind)
+    await world.settle()
+    made = world.decisions[command]
+    assert made.done is (made.refusal == "")
+    assert made.tokens == 15
+    return made.refusal
+
+
+def _billed(world: World) -> int:
+    return sum(world.sink.totals().values())
+
+
+async def test_what_was_billed_today_is_taken_back_and_says_who_wanted_it_and_why() -> None:
+    world = await _world()
+    assert await _order(world, CANCEL) == ""
+    assert _billed(world) == 0
+    send = _send(world)
+    assert send.state is SendState.CANCELLED
+    assert send.command is not None
+    assert (send.command.by, send.command.reason) == ("ops", "the customer asked for it")
+    assert await _order(world, CANCEL) == Refusal.NOT_CONFIRMED
+    assert _send(world).command == send.command
+
+
+async def test_what_was_taken_back_is_not_billed_again_with_what_comes_later() -> None:
+    world = await _world()
+    await _order(world, CANCEL)
+    world.log.append(usage("ada", "batch_1", [5], world.clock.now_ms(), of=_input_only))
+    await world.settle()
+    assert _billed(world) == 6
+
+
+async def test_after_a_day_nothing_is_taken_back() -> None:
+    world = await _world()
+    first_ms = _send(world).first_sent_at_ms or 0
+    world.clock.advance((first_ms + CANCELLABLE_MS - world.clock.now_ms()) / 1000)
+    assert await _order(world, CANCEL) == Refusal.TOO_LATE
+    assert _billed(world) == 15
+
+
+async def test_taking_back_is_repeated_until_the_sink_answers() -> None:
+    world = await _world()
+    command = world.order(_send(world).identifier, CANCEL)
+    world.sink.fault = lambda: Fault.SERVER_ERROR
+    await world.obey_one()
+    await world.turn()
+    assert _send(world).state is SendState.CANCELLING
+    assert command not in world.decisions
+    await world.commit()
+    world.die_and_start()
+    await world.settle()
+    assert world.decisions[command].done
+    assert _billed(world) == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "billed", "done"), [(Fault.TIMEOUT, 15, False), (Fault.ANSWER_LOST, 0, True)]
+)
+async def test_a_sink_that_is_away_until_it_is_too_late_is_asked_for_its_sums(
+    fault: Fault, billed: int, done: bool
+) -> None:
+    world = await _world()
+    command = world.order(_send(world).identifier, CANCEL)
+    world.sink.fault = lambda: fault
+    await world.obey_one()
+    await world.turn()
+    world.clock.advance(25 * _HOUR_S)
+    await world.settle()
+    assert world.decisions[command].done is done
+    assert _billed(world) == billed
+    assert _send(world).state is (SendState.CANCELLED if done else SendState.CONFIRMED)
+
+
+async def test_absurd_usage_is_billed_once_somebody_has_looked() -> None:
+    world = await _world(flag="absurd")
+    assert _billed(world) == 0
+    assert await _order(world, SEND) == ""
+    assert (_billed(world), _send(world).state) == (15, SendState.CONFIRMED)
+    assert await _order(world, SEND) == Refusal.NOT_WAITING
+
+
+async def test_what_is_too_old_is_billed_as_of_its_release() -> None:
+    world = await _too_old()
+    now_ms = world.clock.now_ms()
+    assert await _order(world, SEND) == ""
+    assert _billed(world) == 15
+    assert world.sink.events[0].at_ms == now_ms
+
+
+async def test_what_was_refused_for_good_can_be_tried_again() -> None:
+    world = await _world()
+    refused = replace(_send(world), state=SendState.REJECTED, reason="invalid_request")
+    world.books.write(refused, world.clock.now_ms())
+    world.sink.events.clear()
+    world.clock.advance(25 * _HOUR_S)
+    assert await _order(world, SEND) == ""
+    assert _billed(world) == 15
+
+
+async def test_what_waits_can_be_written_off_and_then_nothing_sends_it() -> None:
+    for world in (await _world(flag="absurd"), await _world(customer=None), await _too_old()):
+        reason = _send(world).reason
+        assert await _order(world, WRITE_OFF) == ""
+        world.customers["ada"] = "cus_ada"
+        world.clock.advance(_HOUR_S)
+        await world.sender.review()
+        await world.settle()
+        assert _billed(world) == 0
+        assert (_send(world).state, _send(world).reason) == (SendState.WRITTEN_OFF, reason)
+
+
+async def test_what_goes_on_by_itself_needs_no_release() -> None:
+    world = await _world(customer=None)
+    assert await _order(world, SEND) == Refusal.GOES_ON_BY_ITSELF
+
+
+async def test_what_was_looked_up_at_the_sink_is_taken_for_billed() -> None:
+    world = await _unclear(arrived=True)
+    assert await _order(world, ARRIVED) == ""
+    assert _send(world).state is SendState.CONFIRMED
+    assert _billed(world) == 15 + 4
+    assert await _order(world, ARRIVED) == Refusal.NOT_UNCLEAR
+
+
+async def test_what_was_not_found_at_the_sink_is_sent_again() -> None:
+    world = await _unclear(arrived=False)
+    assert await _order(world, SEND) == ""
+    assert _billed(world) == 15 + 4
+
+
+async def test_nobody_decides_about_another_tenant_s_amount_or_one_that_is_not_there() -> None:
+    world = await _world()
+    mine = _send(world).identifier
+    for command in (world.order(mine, CANCEL, "bo"), world.order("nothing", CANCEL)):
+        await world.settle()
+        made = world.decisions[command]
+        assert (made.done, made.refusal, made.tokens) == (False, Refusal.UNKNOWN_AMOUNT, 0)
+    assert _billed(world) == 15
+
+
+async def test_a_command_that_is_unknown_here_changes_nothing() -> None:
+    world = await _world()
+    assert await _order(world, BillingCommandKind.UNKNOWN) == Refusal.UNKNOWN_COMMAND
+    assert _send(world).state is SendState.CONFIRMED
+
+
+async def test_a_command_that_was_refused_is_not_obeyed_at_a_replay() -> None:
+    world = await _world(customer=None)
+    assert await _order(world, CANCEL) == Refusal.NOT_CONFIRMED
+    world.customers["ada"] = "cus_ada"
+    await world.sender.review()
+    await world.settle()
+    await world.commit()
+    world.commands_committed = 0
+    world.die_and_start()
+    await world.settle()
+    assert (_billed(world), _send(world).state) == (15, SendState.CONFIRMED)
+
+
+async def test_what_becomes_of_an_amount_while_a_refusal_is_told_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = await _world(customer=None)
+    send = _send(world)
+    sent_on = replace(send, state=SendState.CONFIRMED, watermark=send.watermark + 3)
+
+    def meanwhile(step: str) -> None:
+        if step == "meter.refusal_told":
+            world.books.write(sent_on, world.clock.now_ms())
+
+    monkeypatch.setattr("streams.meter.desk.reach", meanwhile)
+    assert await _order(world, CANCEL) == Refusal.NOT_CONFIRMED
+    after = world.books.send(send.identifier)
+    assert after is not None
+    assert after.state is SendState.CONFIRMED
+
+
+async def test_what_is_to_be_taken_back_counts_while_another_one_is_looked_for() -> None:
+    world = await _world()
+    first = _send(world).identifier
+    world.log.append(usage("ada", "batch_2", range(4), _send(world).at_ms, of=_input_only))
+    world.count_one()
+    world.clock.advance(301)
+    world.sink.fault = lambda: Fault.TIMEOUT_AFTER
+    await world.turn()
+    world.order(first, CANCEL)
+    await world.obey_one()
+    world.clock.advance(25 * _HOUR_S)
+    await world.settle()
+    assert {send.state for send in world.published.values()} == {SendState.CONFIRMED}
+    assert _billed(world) == 15 + 10
+
+
+async def test_a_replay_of_everything_calls_nobody_and_tells_the_same() -> None:
+    world = await _world(flag="absurd")
+    await _order(world, SEND)
+    await _order(world, CANCEL)
+    calls, told, decided = len(world.sink.calls), dict(world.published), dict(world.decisions)
+    await world.commit()
+    world.committed = world.commands_committed = 0
+    world.die_and_start()
+    await world.settle()
+    assert len(world.sink.calls) == calls
+    assert (world.published, world.decisions) == (told, decided)
+
+
+# -- and whatever dies meanwhile -------------------------------------------------------------
+
+_DONE: Counter[str] = Counter()
+_KINDS = (CANCEL, CANCEL, CANCEL, SEND, WRITE_OFF)
+
+
+async def _live(world: World, chaos: Chaos) -> None:
+    for number in range(4):
+        flag = "absurd" if number == 1 else ""
+        lines, at_ms = range(40 * number), world.clock.now_ms()
+        world.log.append(usage("ada", f"batch_{number}", lines, at_ms, flag=flag))
+    for _ in range(150):
+        match world.random.randrange(8):
+            case 0:
+                await chaos.survive(world.count_one)
+            case 2 if world.published and len(world.commands) < 40:
+                known = world.random.choice(sorted(world.published))
+                world.order(known, world.random.choice(_KINDS))
+            case 1 | 3:
+                await chaos.survive(world.obey_one)
+            case 4:
+                await chaos.survive(world.commit)
+            case 5:
+                world.obeyed = world.random.randint(0, world.obeyed)
+            case _:
+                world.clock.advance(world.random.choice([1, 30, 120, 400, 3000]))
+                await chaos.survive(world.turn)
+
+
+@pytest.mark.parametrize("seed", range(60))
+async def test_the_bill_is_what_the_books_say_after_all_decisions_and_faults(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(seed)
+    world.customers["ada"] = "cus_ada"
+    chaos = Chaos(world, kill_share=0.15)
+    chaos.arm(monkeypatch)
+    await _live(world, chaos)
+    world.committed = world.commands_committed = 0
+    world.die_and_start()
+    await world.settle()
+    sends = [row for _, row in world.tables["sends"].items() if isinstance(row, MeterSend)]
+    billed: Counter[tuple[str, str]] = Counter()
+    used: Counter[bool] = Counter()
+    for send in sends:
+        used[send.flagged] += send.tokens
+        if send.state is SendState.CONFIRMED:
+            billed[send.customer or "", send.event_name or ""] += send.tokens
+        told = world.published[send.identifier]
+        assert (told.state, told.command) == (send.state, send.command)
+    assert {k: n for k, n in world.sink.totals().items() if n} == dict(billed)
+    for flagged in (False, True):
+        assert used[flagged] == sum(world.expected(flagged=flagged).values())
+    assert set(world.decisions) == {command.command_id for command in world.commands}
+    _DONE.update(chaos.killed_at)
+    _DONE.update(f"{made.command.kind} {made.done}" for made in world.decisions.values())
+
+
+def test_that_killed_at_every_step_of_a_decision() -> None:
+    steps = {"meter.decided", "meter.decision_told", "meter.refusal_told", "meter.cancelled"}
+    steps |= {"meter.cancel_told", "cancel True", "send True", "write_off True", "cancel False"}
+    assert steps <= set(_DONE), steps - set(_DONE)
