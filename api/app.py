@@ -40,6 +40,7 @@ from api.routes import (
     prompts,
     realtime,
     retry,
+    stripe_webhook,
     usage,
     webhooks,
 )
@@ -47,6 +48,7 @@ from schemas.metrics import Metrics
 from schemas.partitions import partition_for
 from schemas.topics import BATCH_FORECAST, CAPACITY, REALTIME_REPLY
 from streams.adapters.object_store import open_store
+from streams.adapters.stripe_events import StripeEventsReader
 from streams.domain.clock import Clock, SystemClock
 from streams.domain.upstreams import UpstreamTable
 from streams.kafka.health import HealthServer
@@ -54,6 +56,7 @@ from streams.kafka.identity import cluster_identity
 from streams.kafka.producer import RecordProducer
 from streams.kafka.reader import TopicReader
 from streams.ports.object_store import ObjectNotFoundError, ObjectStore
+from streams.ports.stripe_events import StripeEvents
 from streams.prices import load_prices
 from streams.rendering.renderer import Renderer
 from streams.settings import Settings, load_upstreams
@@ -70,8 +73,10 @@ _SHUTDOWN_S = 1.0
 _PROBE_KEY = "files/none/none"
 
 
-def build_app(gateway: Gateway, metrics: Metrics) -> web.Application:
-    """The HTTP application."""
+def build_app(
+    gateway: Gateway, metrics: Metrics, stripe_events: StripeEvents | None = None
+) -> web.Application:
+    """The HTTP application. stripe_events: who reads what Stripe's webhook tells, if it may."""
     app = web.Application(client_max_size=MAX_BODY_BYTES)
     app[GATEWAY] = gateway
     app[middleware.METRICS] = metrics
@@ -81,6 +86,8 @@ def build_app(gateway: Gateway, metrics: Metrics) -> web.Application:
         *(prompts, prompt_versions, realtime, webhooks),
     ):
         app.add_routes(module.routes)
+    if stripe_events is not None:
+        stripe_webhook.install(app, stripe_events)
     return app
 
 
@@ -192,12 +199,27 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         ready.follower = gateway.follower
         cleanup = asyncio.create_task(Cleanup(gateway).run(), name="cleanup")
         stack.push_async_callback(cancelled, cleanup)
-        app = build_app(gateway, metrics)
+        stripe_events = stripe_events_of(settings)
+        if stripe_events is not None:
+            stack.push_async_callback(stripe_events.close)
+        app = build_app(gateway, metrics, stripe_events)
         await stack.enter_async_context(listening(app, settings.host, settings.port))
         ready.listening = True
         await until_stopped(stop, following, cleanup)
         ready.listening = False
         log.info("The gateway stops.", action="gateway_stopping")
+
+
+def stripe_events_of(settings: Settings) -> StripeEvents | None:
+    """Who reads Stripe's webhook; None where no secret is set, so that there is no such path."""
+    secret, key = settings.stripe_webhook_secret, settings.stripe_key
+    if secret is None:
+        return None
+    return StripeEventsReader(
+        secret.get_secret_value(),
+        None if key is None else key.get_secret_value(),
+        settings.stripe_api_base,
+    )
 
 
 class Readiness:

@@ -11,6 +11,11 @@ from api.read_model.queries import Queries
 
 TENANT = web.RequestKey("tenant", str)
 
+#: Where Stripe speaks to us; its signature is its key.
+STRIPE_WEBHOOK = "/stripe/webhook"
+#: Paths that need no API key, as their routes find out themselves who speaks.
+KEYLESS = frozenset({STRIPE_WEBHOOK})
+
 _CODE = "invalid_api_key"
 _MAX_KEY = 512
 #: Keys remembered between changes of any key.

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 from api.keys import check_tenant
 from api.log_port import LogProducer, LogReader
-from schemas.records import BillingCustomer, MeterSend
+from schemas.records import BillingCustomer, BillingReport, MeterSend
 from schemas.topics import ACCOUNT
 from streams.domain.billing.customers import key_of, tenant_of
 from streams.domain.billing.status import BillingStatus
@@ -65,11 +65,16 @@ async def list_customers(reader: LogReader) -> list[BillingCustomer]:
 
 
 async def read_status(reader: LogReader) -> BillingStatus:
-    """What became of all amounts; `reader` is a fresh one of METER_SEND. Raises KafkaBaseError."""
+    """What became of all amounts, and what Stripe said of them later.
+
+    reader: a fresh one of METER_SEND and BILLING_REPORT. Raises KafkaBaseError.
+    """
     status = BillingStatus()
     async for read in all_records(reader):
         if isinstance(read.record, MeterSend):
             status.apply(read.record)
+        elif isinstance(read.record, BillingReport):
+            status.reports.apply(read.record)
     return status
 
 

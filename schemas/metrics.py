@@ -390,6 +390,15 @@ METER_OLDEST_S = Metric(
     "Age of the oldest amount that waits for nothing but the sink. Above hours the sink is down.",
 )
 
+BILLING_REPORTED = Metric(
+    "backhaul_billing_reported_errors_total",
+    MetricKind.COUNTER,
+    "Amounts that Stripe took and then could not bill, by its code, as its webhook tells this "
+    "gateway; other: a code that is new, or Stripe could not be asked. Any is a reason to look at "
+    "`backhaul billing status`.",
+    ("code",),
+)
+
 METRICS: tuple[Metric, ...] = (
     WEBHOOK_ATTEMPTS,
     WEBHOOKS_PENDING,
@@ -448,6 +457,7 @@ METRICS: tuple[Metric, ...] = (
     METER_OPEN_SENDS,
     METER_OPEN_TOKENS,
     METER_OLDEST_S,
+    BILLING_REPORTED,
 )
 
 Instrument = Counter | Gauge | Histogram

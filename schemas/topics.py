@@ -285,6 +285,15 @@ METER_SEND = Topic(
     "or checks the bill, with operators' decisions about them. Never deleted: some hundred bytes "
     "for up to an hour of a batch.",
 )
+BILLING_REPORT = Topic(
+    name="billing.report.v1",
+    key="Stripe's event id",
+    records=(r.BillingReport,),
+    partitions=1,
+    cleanup=Cleanup.DELETE,
+    retention_s=90 * _DAY_S,
+    why="What Stripe says later of usage that it took. Few; kept as long as the usage itself.",
+)
 CAPACITY = Topic(
     name="capacity.v1",
     key="instance id",
@@ -341,6 +350,7 @@ TOPICS: tuple[Topic, ...] = (
     LINE_DONE,
     USAGE_RECORDED,
     METER_SEND,
+    BILLING_REPORT,
     CAPACITY,
     REALTIME_REQUEST,
     REALTIME_REPLY,

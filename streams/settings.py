@@ -54,6 +54,9 @@ class Settings(BaseSettings):
     prices_file: Path | None = None
     #: A secret or restricted key of Stripe's; without one, usage is written to files.
     stripe_key: SecretStr | None = None
+    #: The signing secret of the event destination at Stripe that is this gateway's
+    #: /stripe/webhook; without one there is no such path.
+    stripe_webhook_secret: SecretStr | None = Field(default=None, min_length=1)
     #: Another address of Stripe's API, for stand-ins.
     stripe_api_base: str | None = Field(default=None, pattern=r"^https?://")
     #: How long a batch's usage is summed up before it is sent the first time.

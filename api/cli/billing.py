@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli import billing_sync
+from api.cli.billing_reports import reports_shown, tell_reports
 from api.cli.decide import adjust, release
 from api.cli.failure import Exit, Misuse
 from api.cli.kafka import KafkaData, KafkaServers, kafka_settings, run
@@ -98,11 +99,13 @@ def status(as_json: AsJSON = False, kafka: KafkaServers = None, data_dir: KafkaD
     """Show what was billed and what waits. Exit code 1 if something waits for a person."""
     found = run(_status(kafka_settings(kafka, data_dir)))
     now_ms = time.time_ns() // 1_000_000
+    needs_somebody = found.needs_somebody() or found.reports.fresh(now_ms)
     if as_json:
-        out_json(_status_shown(found))
+        out_json({**_status_shown(found), "needs_somebody": needs_somebody})
     else:
         _tell(found, now_ms)
-    if found.needs_somebody():
+        tell_reports(found)
+    if needs_somebody:
         raise typer.Exit(Exit.FAILURE)
 
 
@@ -140,10 +143,10 @@ async def _list(settings: Settings) -> list[BillingCustomer]:
 
 async def _status(settings: Settings) -> BillingStatus:
     from api.billing import read_status
-    from schemas.topics import METER_SEND
+    from schemas.topics import BILLING_REPORT, METER_SEND
     from streams.kafka.reader import TopicReader
 
-    return await read_status(TopicReader(settings, [METER_SEND]))
+    return await read_status(TopicReader(settings, [METER_SEND, BILLING_REPORT]))
 
 
 def _customer(record: BillingCustomer) -> dict[str, Any]:
@@ -174,7 +177,7 @@ def _status_shown(status: BillingStatus) -> dict[str, Any]:
         ],
         "stuck": [_send(send) for send in status.stuck()],
         "oldest_unconfirmed": None if oldest is None else _send(oldest),
-        "needs_somebody": status.needs_somebody(),
+        "error_reports": reports_shown(status),
     }
 
 

@@ -26,6 +26,8 @@ from schemas.records.billing import (
     BillingCommandKind,
     BillingCustomer,
     BillingDecision,
+    BillingReport,
+    BillingReportError,
     MeterChunkRow,
     MeteredUsage,
     MeterSend,
@@ -107,6 +109,8 @@ __all__ = [
     "BillingCommandKind",
     "BillingCustomer",
     "BillingDecision",
+    "BillingReport",
+    "BillingReportError",
     "ChunkRow",
     "ClaimCheck",
     "CollectedLine",
@@ -194,6 +198,7 @@ Record = (
     | BillingCommand
     | BillingCustomer
     | BillingDecision
+    | BillingReport
     | MeterChunkRow
     | MeterSend
 )
@@ -238,6 +243,7 @@ RECORDS: tuple[type[Record], ...] = (
     BillingCommand,
     BillingCustomer,
     BillingDecision,
+    BillingReport,
     MeterChunkRow,
     MeterSend,
 )

@@ -1,4 +1,4 @@
-"""The meter's tables, what is on its way to the bill, and who pays."""
+"""The meter's tables, what is on its way to the bill, who pays, and what Stripe reports."""
 
 from __future__ import annotations
 
@@ -123,3 +123,22 @@ class MeterSend(msgspec.Struct, frozen=True, kw_only=True):
     changed_at_ms: int
     command: BillingCommand | None = None
     command_offset: int = -1
+
+
+class BillingReportError(msgspec.Struct, frozen=True, kw_only=True):
+    """What is wrong with some of the usage."""
+
+    code: str
+    count: int
+    identifiers: tuple[str, ...]
+
+
+class BillingReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Stripe tells that it took usage and then found that it can't be billed."""
+
+    event_id: str
+    event_type: str
+    at_ms: int
+    meter_id: str | None = None
+    asked: bool
+    errors: tuple[BillingReportError, ...]

@@ -28,6 +28,7 @@ from streams.adapters.object_store_fake import FakeObjectStore
 from streams.domain.clock import Clock, SystemClock
 from streams.domain.upstreams import UpstreamTable, parse_upstreams
 from streams.ports.object_store import ObjectStore
+from streams.ports.stripe_events import StripeEvents
 from streams.settings import Settings
 
 #: Short enough that a test of a time-out is quick, long enough for a slow machine.
@@ -162,6 +163,8 @@ async def running_gateway(
     clock: Clock | None = None,
     timeouts: Timeouts = TIMEOUTS,
     tenants: Sequence[str] = ("acme", "rival"),
+    stripe_events: StripeEvents | None = None,
+    metrics: Metrics | None = None,
 ) -> AsyncIterator[GatewayUnderTest]:
     """A gateway on a fake log that has a key for each tenant."""
     clock = clock or SystemClock()
@@ -186,7 +189,7 @@ async def running_gateway(
             clock=clock,
             timeouts=timeouts,
         ) as (gateway, _following),
-        listening(build_app(gateway, Metrics()), "127.0.0.1", 0) as port,
+        listening(build_app(gateway, metrics or Metrics(), stripe_events), "127.0.0.1", 0) as port,
     ):
         await gateway.sync()
         gateway.follower.caught_up = True

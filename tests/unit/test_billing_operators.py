@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -21,8 +22,8 @@ from api.billing import (
 from api.cli import billing
 from api.keys import InvalidKeyName, create_key
 from api.log_fake import FakeLog
-from schemas.records import MeterSend, SendState
-from schemas.topics import ACCOUNT, METER_SEND
+from schemas.records import BillingReport, BillingReportError, MeterSend, SendState
+from schemas.topics import ACCOUNT, BILLING_REPORT, METER_SEND
 from streams.domain.billing.send import FLAGGED, NO_CUSTOMER, TOO_OLD
 from streams.domain.billing.status import Amount, BillingStatus, MeterTokens
 from streams.domain.clock import ManualClock
@@ -171,6 +172,56 @@ def test_the_exit_code_says_whether_something_waits_for_a_person(
     assert shown["needs_somebody"] is needs
     assert shown["states"] == {state.value: {"sends": 1, "tokens": 10}}
     assert shown["meters"][0]["tenant"] == "acme"
+
+
+def _report(event_id: str, at_ms: int, *identifiers: str, asked: bool = True) -> BillingReport:
+    error = BillingReportError(code="archived_meter", count=3, identifiers=identifiers)
+    return BillingReport(
+        event_id=event_id,
+        event_type="v1.billing.meter.error_report_triggered",
+        at_ms=at_ms,
+        meter_id="mtr_1",
+        asked=asked,
+        errors=(error,) if asked else (),
+    )
+
+
+async def test_the_status_has_what_stripe_reported_once_for_each_event_the_latest_first() -> None:
+    log = FakeLog()
+    await log.send(METER_SEND, "a", _send("a", SendState.CONFIRMED))
+    told = [_report("e1", 1, asked=False), _report("e2", 2, "a"), _report("e1", 1, "a")]
+    for report in [*told, told[0]]:
+        await log.send(BILLING_REPORT, report.event_id, report)
+    status = await read_status(log.reader([METER_SEND, BILLING_REPORT]))
+    assert status.reports.all() == [told[1], told[2]]
+    assert status.send("a") == _send("a", SendState.CONFIRMED)
+
+
+@pytest.mark.parametrize(("days", "needs"), [(6, True), (8, False)])
+def test_what_stripe_reported_is_shown_with_the_amounts_it_is_about(
+    monkeypatch: pytest.MonkeyPatch, days: int, needs: bool
+) -> None:
+    async def found(_: object) -> BillingStatus:
+        status = BillingStatus([_send("a", SendState.CONFIRMED)])
+        at_ms = time.time_ns() // 1_000_000 - days * 86_400_000
+        status.reports.apply(_report("e1", at_ms, "a", "\x1bb"))
+        status.reports.apply(_report("e2", at_ms, asked=False))
+        return status
+
+    monkeypatch.setattr(billing, "_status", found)
+    plain = CliRunner().invoke(billing.app, ["status", "--kafka", "localhost:1"])
+    assert plain.exit_code == int(needs)
+    assert "a: acme, 10 input tokens of m, batch_1, confirmed" in plain.stdout
+    assert "\\x1bb: not one of ours" in plain.stdout
+    assert "could not ask" in plain.stdout
+    told = json.loads(
+        CliRunner().invoke(billing.app, ["status", "--json", "--kafka", "localhost:1"]).stdout
+    )
+    assert told["needs_somebody"] is needs
+    first, second = told["error_reports"]
+    assert first["errors"][0]["amounts"][0]["batch_id"] == "batch_1"
+    assert first["errors"][0]["amounts"][1]["tenant"] is None
+    assert second["errors"] is None
 
 
 @given(st.permutations(range(1, 6)), st.lists(st.integers(1, 5)))

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from schemas.records import MeterSend, SendState
+from streams.domain.billing.reports import BillingReports
 from streams.domain.billing.send import FOR_A_PERSON, is_unbilled
 
 
@@ -47,6 +48,8 @@ class BillingStatus:
 
     def __init__(self, sends: Iterable[MeterSend] = ()) -> None:
         self._latest: dict[str, MeterSend] = {}
+        #: What Stripe said later of what it took.
+        self.reports = BillingReports()
         for send in sends:
             self.apply(send)
 
@@ -55,6 +58,10 @@ class BillingStatus:
         known = self._latest.get(send.identifier)
         if known is None or known.watermark < send.watermark:
             self._latest[send.identifier] = send
+
+    def send(self, identifier: str) -> MeterSend | None:
+        """The amount of this identifier, as it is now."""
+        return self._latest.get(identifier)
 
     def by_state(self) -> dict[SendState, Amount]:
         """Amounts by state, of the states that there are."""
