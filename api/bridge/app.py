@@ -83,4 +83,6 @@ def outbound_parts(
             settings, RESULTS_ROLE, part, lambda part, mark: statuses.commit({part: mark})
         )
 
-    return OutboundParts(statuses=statuses, open=sender, store=store, metrics=metrics)
+    return OutboundParts(
+        statuses=statuses, open=sender, store=store, clock=SystemClock(), metrics=metrics
+    )

@@ -24,7 +24,6 @@ from schemas.records import BatchSnapshot, ObjectRef
 from schemas.topics import BATCH_OUT, Topic
 from streams.domain.bridge.delivered import Delivered
 from streams.domain.bridge.results import Result, results, too_large
-from streams.kafka.failpoint import reach
 from streams.kafka.group_reader import Mark
 from streams.kafka.producer import MAX_VALUE_BYTES, Headers
 from streams.ports.object_store import ObjectNotFoundError, ObjectStore, ObjectStoreError
@@ -91,7 +90,6 @@ class Delivery:
         if self._progress.sent < self._batch.total:
             why = self._lost or Undelivered.LINES_MISSING
         await self._send(Kind.END, end(self._batch, self._progress.sent, why))
-        reach("bridge.end_sent")
         return await self._ended(why)
 
     async def give_up(self, why: Undelivered) -> Delivered:
@@ -132,9 +130,7 @@ class Delivery:
             await self._send(result.kind, result.line, number)
         self._progress = self._progress.after(result.number, self._progress.sent + 1)
         if self._kinds.total() >= _PIECE_LINES or self._bytes >= _PIECE_BYTES:
-            reach("bridge.results_sent")
             await self._commit(Mark(self._offset, self._progress.note()))
-            reach("bridge.results_committed")
 
     async def _send(self, kind: Kind, value: bytes, line: bytes | None = None) -> None:
         headers = [(KIND, kind.value.encode()), (BATCH_ID, self._batch.batch_id.encode())]

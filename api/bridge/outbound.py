@@ -25,8 +25,9 @@ from api.read_model.schema import ended_at_ms
 from schemas.errors import Undelivered
 from schemas.metrics import Metrics
 from schemas.records import BatchSnapshot
-from schemas.topics import BATCH_STATUS
+from schemas.topics import BATCH_OUT, BATCH_STATUS
 from streams.domain.bridge.delivered import Delivered
+from streams.domain.clock import Clock
 from streams.kafka.errors import KafkaBaseError
 from streams.kafka.group_reader import Held, Mark, TopicPart
 from streams.kafka.reader import read_record
@@ -39,6 +40,9 @@ _POLL_S = 0.5
 _MAX_WAITING = 1000
 #: How often it is committed how far was read, where nothing is to be delivered.
 _COMMIT_S = 10.0
+#: Results of what ended longer ago would be gone from the topic by now. A group that was away for
+#: so long may have lost its commits, and must not deliver again whatever has ever ended.
+_DELIVERED_FOR_MS = BATCH_OUT.retention_s * 1000
 #: A key that is never written: asking for it shows whether the store answers.
 _PROBE_KEY = "files/none/none"
 
@@ -62,6 +66,7 @@ class OutboundParts:
     statuses: Statuses
     open: Callable[[TopicPart], AbstractAsyncContextManager[Sender]]
     store: ObjectStore
+    clock: Clock
     metrics: Metrics
 
 
@@ -106,9 +111,15 @@ class Outbound:
     def _take(self, lane: _Lane, record: ConsumerRecord) -> None:
         read = read_record(BATCH_STATUS, record, self._parts.metrics)
         batch = read.record if read is not None else None
-        if isinstance(batch, BatchSnapshot) and batch.kafka_key and ended_at_ms(batch) is not None:
+        if isinstance(batch, BatchSnapshot) and self._is_due(batch):
             lane.add(record.offset, batch)
         lane.read_to(record.offset + 1)
+
+    def _is_due(self, batch: BatchSnapshot) -> bool:
+        ended_ms = ended_at_ms(batch)
+        if not batch.kafka_key or ended_ms is None:
+            return False
+        return self._parts.clock.now_ms() - ended_ms < _DELIVERED_FOR_MS
 
 
 class _Lane:

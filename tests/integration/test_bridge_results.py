@@ -109,8 +109,8 @@ async def test_a_bridge_killed_between_any_two_steps_delivers_each_result_once(
     try:
         async with results(kafka_settings) as found:
             await producer.send(BATCH_STATUS, batch.batch_id, batch)
-            for step in ("results_sent:2", "results_committed", "end_sent"):
-                process = run(kafka_settings, tmp_path, f"bridge.{step}")
+            for step in ("taken:2", "offset_sent", "committed", "taken:2"):
+                process = run(kafka_settings, tmp_path, f"sender.{step}")
                 assert await exit_code(process, 60) == 137
             process = run(kafka_settings, tmp_path)
             await eventually(lambda: has_ended(found, b"nightly"), 60)
@@ -160,9 +160,12 @@ async def test_results_too_large_and_tenants_without_a_topic_stop_nobody(
     assert {r.key for r in found.records} == {b"k", b"last"}
 
 
+@pytest.mark.parametrize("without_transactions", [False, True])
 async def test_two_bridges_share_the_work_and_note_how_far_they_came(
-    kafka_settings: Settings, producer: RecordProducer
+    kafka_settings: Settings, producer: RecordProducer, without_transactions: bool
 ) -> None:
+    if without_transactions:
+        kafka_settings = kafka_settings.model_copy(update={"kafka_idempotence": False})
     store = open_store(kafka_settings.resolved_store_url)
     async with (
         results(kafka_settings) as found,

@@ -6,10 +6,12 @@ import json
 from collections.abc import Collection
 
 from schemas.records import BatchSnapshot, BatchStatus, ObjectRef, Usage
+from streams.domain.clock import SystemClock
 from streams.domain.ids import error_file_id, line_request_id, output_file_id
 from streams.ports.object_store import ObjectStore
 
-ENDED_MS = 1_700_000_100_000
+#: When batches end here: just now, since old ones are not delivered.
+ENDED_MS = SystemClock().now_ms()
 
 
 def result_line(batch_id: str, number: int, size: int = 0) -> bytes:
@@ -53,8 +55,8 @@ async def ended_batch(
         tenant=tenant,
         revision=7,
         status=status,
-        created_at_ms=1_700_000_000_000,
-        expires_at_ms=1_700_086_400_000,
+        created_at_ms=ENDED_MS - 100_000,
+        expires_at_ms=ENDED_MS + 86_300_000,
         completed_at_ms=ENDED_MS if status is BatchStatus.COMPLETED else None,
         failed_at_ms=ENDED_MS if status is BatchStatus.FAILED else None,
         expired_at_ms=ENDED_MS if status is BatchStatus.EXPIRED else None,

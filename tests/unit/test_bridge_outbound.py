@@ -23,6 +23,7 @@ from schemas.partitions import partition_for
 from schemas.records import BatchError, BatchSnapshot, BatchStatus
 from schemas.topics import BATCH_OUT
 from streams.adapters.object_store_fake import FakeObjectStore
+from streams.domain.clock import ManualClock
 from streams.kafka.errors import (
     BrokerUnreachable,
     Fenced,
@@ -32,10 +33,12 @@ from streams.kafka.errors import (
 )
 from streams.kafka.group_reader import Held, Mark, TopicPart
 from streams.kafka.producer import MAX_VALUE_BYTES
-from tests.support.results import ended_batch, result_line
+from tests.support.results import ENDED_MS, ended_batch, result_line
 from tests.support.waiting import eventually
 
 _PART = TopicPart("backhaul.batch.status.v1", 0)
+#: Records of a partition that come with one poll.
+_POLLED = 10
 
 
 class _Statuses:
@@ -45,22 +48,22 @@ class _Statuses:
         self._senders = senders
         self.log: dict[TopicPart, list[bytes]] = defaultdict(list)
         self._held: dict[TopicPart, Held] = {}
-        self._at: dict[TopicPart, int] = {}
+        self.at: dict[TopicPart, int] = {}
 
     def give(self, *parts: TopicPart) -> None:
         """A rebalance: these partitions, and only these, are read from their marks on."""
         since = max((h.since for h in self._held.values()), default=0) + 1
         marks = {part: self._senders.marks.get(part, Mark(0)) for part in parts}
         self._held = {part: Held(since, mark.note) for part, mark in marks.items()}
-        self._at = {part: mark.offset for part, mark in marks.items()}
+        self.at = {part: mark.offset for part, mark in marks.items()}
 
     async def poll(self, timeout_s: float) -> Mapping[TopicPart, Sequence[ConsumerRecord]]:
         await asyncio.sleep(0.001)
         found = {}
-        for part, at in self._at.items():
-            if new := self.log[part][at:]:
+        for part, at in list(self.at.items()):
+            if new := self.log[part][at : at + _POLLED]:
                 found[part] = [_raw(part, at + n, value) for n, value in enumerate(new)]
-                self._at[part] = len(self.log[part])
+                self.at[part] += len(new)
         return found
 
     def held(self) -> Mapping[TopicPart, Held]:
@@ -90,6 +93,7 @@ class _World:
         self.senders = FakeSenders()
         self.statuses = _Statuses(self.senders)
         self.store = FakeObjectStore()
+        self.clock = ManualClock(ENDED_MS)
         self.metrics = Metrics()
         self.statuses.give(_PART)
 
@@ -97,16 +101,18 @@ class _World:
         """Snapshots come."""
         self.statuses.log[part] += [encode(batch) for batch in batches]
 
+    def parts(self) -> OutboundParts:
+        return OutboundParts(
+            statuses=self.statuses,
+            open=self.senders.open,
+            store=self.store,
+            clock=self.clock,
+            metrics=self.metrics,
+        )
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Outbound]:
-        outbound = Outbound(
-            OutboundParts(
-                statuses=self.statuses,
-                open=self.senders.open,
-                store=self.store,
-                metrics=self.metrics,
-            )
-        )
+        outbound = Outbound(self.parts())
         task = asyncio.create_task(outbound.run())
         try:
             yield outbound
@@ -114,6 +120,11 @@ class _World:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+    def behind(self) -> bool:
+        """Whether something was told that is not committed yet."""
+        mark = self.senders.marks.get(_PART, Mark(0))
+        return mark.offset < len(self.statuses.log[_PART])
 
     def told(self, batch_id: str = "batch_a") -> list[tuple[str, int | None]]:
         """Kind and line of the records of a batch, in order."""
@@ -194,6 +205,17 @@ async def test_batches_that_run_or_came_over_http_or_cannot_be_read_are_passed_o
     assert {dict(r.headers)[BATCH_ID] for r in world.senders.records} == {b"batch_a"}
 
 
+async def test_what_ended_before_the_topic_forgets_is_not_delivered_any_more(world: _World) -> None:
+    old = await ended_batch(world.store, "batch_old", 1)
+    world.clock.advance(7 * 86_400)
+    ended_ms = world.clock.now_ms() - 1000
+    fresh = _with(await ended_batch(world.store, "batch_a", 1), completed_at_ms=ended_ms)
+    world.tell(old, fresh)
+    async with world.running():
+        await eventually(world.end)
+    assert world.told("batch_old") == []
+
+
 @pytest.mark.parametrize("status", ["failed", "expired", "cancelled"])
 async def test_a_batch_that_ends_in_any_way_is_told(world: _World, status: str) -> None:
     batch = await ended_batch(world.store, "batch_a", 0, status=BatchStatus(status))
@@ -236,10 +258,13 @@ async def test_a_failure_at_any_time_neither_loses_nor_repeats_a_line(
     assert world.senders.opened[_PART] == 2
 
 
+@pytest.mark.parametrize(
+    ("limit", "most"), [("_PIECE_LINES", 10), ("_PIECE_BYTES", 10 * len(result_line("batch_a", 9)))]
+)
 async def test_a_long_batch_is_committed_in_pieces(
-    world: _World, monkeypatch: pytest.MonkeyPatch
+    world: _World, monkeypatch: pytest.MonkeyPatch, limit: str, most: int
 ) -> None:
-    monkeypatch.setattr("api.bridge.delivery._PIECE_LINES", 10)
+    monkeypatch.setattr(f"api.bridge.delivery.{limit}", most)
     world.tell(await ended_batch(world.store, "batch_a", 95))
     async with world.running():
         await eventually(world.end)
@@ -261,6 +286,38 @@ async def test_a_rebalance_in_mid_batch_goes_on_where_it_was_committed(
         await eventually(world.end)
     assert world.told() == [*(("output", n) for n in range(100)), ("end", None)]
     assert world.senders.opened[_PART] == 2
+
+
+async def test_a_partition_that_is_given_anew_is_taken_over_anew(world: _World) -> None:
+    async with world.running():
+        await eventually(lambda: world.senders.opened[_PART] == 1)
+        world.statuses.give(_PART)
+        await eventually(lambda: world.senders.opened[_PART] == 2)
+
+
+async def test_what_another_process_committed_just_before_it_was_shut_out_counts(
+    world: _World,
+) -> None:
+    world.tell(await ended_batch(world.store, "batch_a", 1))
+    world.tell(await ended_batch(world.store, "batch_b", 1))
+    # The group's reader was told to begin at 0, and by the time a sender is opened it is 1.
+    world.senders.marks[_PART] = Mark(1)
+    async with world.running():
+        await eventually(lambda: world.end("batch_b"))
+    assert world.told("batch_a") == []
+
+
+async def test_only_so_many_ended_batches_wait_in_memory(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MAX_WAITING", 15)
+    world.senders.hold[_PART] = 0
+    world.tell(*[await ended_batch(world.store, f"batch_{n}", 1) for n in range(50)])
+    outbound = Outbound(world.parts())
+    for _ in range(20):
+        await outbound.step(0.001)
+    assert world.statuses.at[_PART] == 20
+    await asyncio.gather(*(lane.stop() for lane in outbound._lanes.values()))
 
 
 async def test_a_line_no_record_has_room_for_is_told_with_where_it_is(world: _World) -> None:
@@ -312,6 +369,16 @@ async def test_records_that_the_broker_refuses_are_given_up(
         await eventually(world.end)
     assert world.told("batch_bad") == []
     assert world.incomplete("topic_refused") == 1
+
+
+async def test_each_batch_is_tried_as_often_as_the_one_before(world: _World) -> None:
+    async with world.running():
+        for batch_id in ("batch_a", "batch_b"):
+            world.senders.fail("send", KafkaBaseError("odd"), times=4)
+            world.tell(await ended_batch(world.store, batch_id, 1))
+            await eventually(lambda: not world.behind())
+    assert world.told("batch_b") == [("output", 0), ("end", None)]
+    assert world.incomplete("topic_refused") == 0
 
 
 async def test_a_broker_that_is_away_is_waited_for(world: _World) -> None:
