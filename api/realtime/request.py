@@ -15,6 +15,7 @@ from api.gateway import GATEWAY, Gateway
 from api.prompts.preview import compiled, filled_texts, refused, render_errors
 from api.realtime.lane import Asked
 from api.routes.prompt_versions import found_version
+from streams.domain.intake.lines import model_without_price
 from streams.domain.prompts.request import PromptUse, UseError, prompt_use
 
 #: Largest body of a request.
@@ -47,6 +48,8 @@ async def read_request(request: web.Request) -> Asked:
             param="model",
             code="model_not_found",
         )
+    if not gateway.prices.allows(model, endpoint, gateway.clock.now_ms()):
+        raise NotFound(model_without_price(model).message, param="model", code="model_not_found")
     return Asked(
         endpoint=endpoint,
         model=model,

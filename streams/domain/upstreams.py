@@ -103,6 +103,9 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     first_retry_s: _Positive = 1.0
     max_retry_s: _Positive = 120.0
     max_response_bytes: Annotated[int, msgspec.Meta(ge=1024)] = 16 * 1024 * 1024
+    #: Whether streams are asked for their usage, which real-time requests are billed by; for a
+    #: server that refuses `stream_options`.
+    stream_usage: bool = True
     #: None for an engine that has no priorities: then what a caller wrote is passed on.
     priorities: Priorities | None = None
     #: None ('off' in the file) for a server without real-time traffic.

@@ -10,8 +10,20 @@ from typing import cast
 import structlog
 from mode import Service
 
-from schemas.records import RealtimeCancel, RealtimeLoad, RealtimeReplies, RealtimeRequest
-from schemas.topics import CAPACITY, REALTIME_CANCEL, REALTIME_REPLY, REALTIME_REQUEST
+from schemas.records import (
+    RealtimeCancel,
+    RealtimeLoad,
+    RealtimeReplies,
+    RealtimeRequest,
+    UsageRecorded,
+)
+from schemas.topics import (
+    CAPACITY,
+    REALTIME_CANCEL,
+    REALTIME_REPLY,
+    REALTIME_REQUEST,
+    USAGE_RECORDED,
+)
 from streams.adapters.inference import HTTPInferenceClient, request_headers
 from streams.background import Tasks
 from streams.domain.clock import SystemClock
@@ -24,6 +36,7 @@ from streams.kafka.role import Consumed, Role
 from streams.ports.inference import InferenceClient
 from streams.realtime_worker.load import LoadReporter
 from streams.realtime_worker.upstream import Caller
+from streams.realtime_worker.usage import UsageReporter
 from streams.realtime_worker.worker import Worker
 from streams.settings import Settings, load_upstreams
 
@@ -38,6 +51,8 @@ _COMMIT_S, _COMMIT_EVERY = 0.1, 16
 _SESSION_TIMEOUT_S = 6.0
 #: The part of the stop budget that running calls get; the rest is for their last parts.
 _CALLS_SHARE = 0.7
+#: What the last usage gets.
+_USAGE_BUDGET_S = 2.0
 _READER_PAUSE_S = 1.0
 
 
@@ -46,6 +61,7 @@ class RealtimeWorker(Service):
 
     worker: Worker
     load: LoadReporter
+    usage: UsageReporter
 
     def __init__(self, role: Role, table: UpstreamTable) -> None:
         super().__init__()
@@ -62,9 +78,11 @@ class RealtimeWorker(Service):
     async def on_start(self) -> None:
         """Connects, and begins to say that it is alive. Raises KafkaBaseError."""
         self._clients = _clients(self._table, os.environ)
+        process = new_process_id()
+        self.usage = UsageReporter(process, self._send_usage, self._clock)
         self.worker = Worker(
             f"{self._role.name}-{self._role.settings.instance}",
-            new_process_id(),
+            process,
             self._table,
             {
                 name: Caller(self._table.upstreams[name], client, self._clock)
@@ -74,6 +92,7 @@ class RealtimeWorker(Service):
             self._clock,
             self._role.metrics,
             self._changed.set,
+            self.usage.add,
             self._role.crash,
         )
         self.load = LoadReporter(self.worker, self._send_load, self._changed)
@@ -81,6 +100,7 @@ class RealtimeWorker(Service):
         await self._cancels.start("end")
         self._beside.start(self._follow_cancels())
         self._beside.start(self.load.run())
+        self._beside.start(self.usage.run())
 
     async def on_stop(self) -> None:
         """Closes what on_start opened."""
@@ -103,9 +123,13 @@ class RealtimeWorker(Service):
         """Takes nothing more, and finishes what runs within the role's budget."""
         await self.load.publish(stopping=True)
         await self.worker.stop(self._role.stop_budget_s * _CALLS_SHARE)
+        await self.usage.stop(_USAGE_BUDGET_S)
 
     async def _send_replies(self, partition: int, record: RealtimeReplies) -> None:
         await self._replier.send_to(REALTIME_REPLY, partition, record)
+
+    async def _send_usage(self, record: UsageRecorded) -> None:
+        await self._role.producer.send(USAGE_RECORDED, record.tenant, record)
 
     async def _send_load(self, load: RealtimeLoad) -> None:
         await self._role.producer.send(CAPACITY, load.worker, load)

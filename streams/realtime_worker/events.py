@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import msgspec
 
-from schemas.records import Usage
+from streams.domain.outcome.streamed import Used
 from streams.domain.outcome.usage import read_answer
 
 #: An event that is longer than this is passed on in pieces.
@@ -50,12 +50,12 @@ class Events:
         """What came after the last whole event; nothing, from a server that ends well."""
         return self._rest
 
-    def usage(self, endpoint: str) -> Usage:
-        """The tokens that the stream's last word on them tells; zeros where it told none."""
+    def used(self, endpoint: str) -> Used:
+        """The tokens that the stream's last word on them tells; none where it told none."""
         for event in reversed(_EVENT_END.split(self._told)):
             if _USAGE.search(event):
-                return _usage(_data(event), endpoint)
-        return Usage()
+                return _used(_data(event), endpoint)
+        return Used()
 
 
 def _data(event: bytes) -> bytes:
@@ -63,9 +63,9 @@ def _data(event: bytes) -> bytes:
     return b"\n".join(line[5:].strip() for line in lines)
 
 
-def _usage(data: bytes, endpoint: str) -> Usage:
+def _used(data: bytes, endpoint: str) -> Used:
     # The events of the other endpoints hold it directly.
     with suppress(msgspec.DecodeError, RecursionError):
         data = bytes(msgspec.json.decode(data, type=_Wrapped).response)
     reading = read_answer(data, endpoint)
-    return Usage() if reading is None else reading.usage
+    return Used() if reading is None else Used(reading.usage, reading.flag)

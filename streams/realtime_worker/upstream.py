@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
+from typing import NamedTuple
 
 import structlog
 
-from schemas.records import Usage
 from streams.domain.clock import Clock
 from streams.domain.failures import FailureReason
 from streams.domain.outcome.retry import asked_pause_s
+from streams.domain.outcome.streamed import Used, asking_for_usage, without_usage
 from streams.domain.outcome.usage import read_answer
 from streams.domain.upstreams import Lane, Rewrite, Upstream
 from streams.ports.inference import (
@@ -31,6 +32,13 @@ EVENTS = "text/event-stream"
 _BLIP_PAUSES_S = (0.01, 0.1)
 
 
+class _Ask(NamedTuple):
+    """What is sent. hides_usage: its client didn't ask for the usage, and doesn't get it."""
+
+    body: bytes
+    hides_usage: bool
+
+
 class Caller:
     """Makes the calls to one upstream."""
 
@@ -38,18 +46,19 @@ class Caller:
         self._client = client
         self._clock = clock
         self._rewrite = Rewrite(upstream, Lane.REALTIME)
+        self._asks_for_usage = upstream.stream_usage
 
-    async def run(self, call: Call, pool: Pool) -> tuple[FailureReason | None, Usage]:
-        """Runs it to its end, good or bad: why it failed, and what it used.
+    async def run(self, call: Call, pool: Pool) -> tuple[FailureReason | None, Used | None]:
+        """Runs it to its end, good or bad: why it failed, and what a good answer used.
 
         Cancelling it cuts the connection; the call is then not ended.
         """
         left_s = (call.request.deadline_ms - self._clock.now_ms()) / 1000
-        usage = Usage()
+        used: Used | None = None
         reason: FailureReason | None = None
         try:
             async with asyncio.timeout(left_s):
-                usage = await self._attempts(call, pool)
+                used = await self._attempts(call, pool)
         except TimeoutError:
             reason = FailureReason.TIMEOUT
         except InferenceError as error:
@@ -64,25 +73,29 @@ class Caller:
             reason = FailureReason.INVALID_RESPONSE
         if reason is not None:
             call.fail(reason)
-        return reason, usage
+        return reason, used
 
-    async def _attempts(self, call: Call, pool: Pool) -> Usage:
+    async def _attempts(self, call: Call, pool: Pool) -> Used | None:
         request = call.request
         body = self._rewrite.body(request.body, request.model)
+        asking = None
+        if request.stream and self._asks_for_usage:
+            asking = asking_for_usage(body, request.endpoint)
+        ask = _Ask(body if asking is None else asking, asking is not None)
         for pause_s in _BLIP_PAUSES_S:
             try:
-                return await self._attempt(call, body, pool)
+                return await self._attempt(call, ask, pool)
             except BlipError:
                 await asyncio.sleep(pause_s)
-        return await self._attempt(call, body, pool)
+        return await self._attempt(call, ask, pool)
 
-    async def _attempt(self, call: Call, body: bytes, pool: Pool) -> Usage:
+    async def _attempt(self, call: Call, ask: _Ask, pool: Pool) -> Used | None:
         endpoint = call.request.endpoint
         began_s, sent_ms = self._clock.monotonic_s(), self._clock.now_ms()
-        async with self._client.open(endpoint, body) as stream:
+        async with self._client.open(endpoint, ask.body) as stream:
             if stream.status < 300 and stream.content_type == EVENTS:
                 self._head(call, stream)
-                return await self._events(call, stream, pool, began_s, sent_ms)
+                return await self._events(call, stream, pool, ask, (began_s, sent_ms))
             whole = b"".join([chunk async for chunk in stream.chunks()])
             if 300 <= stream.status < 400:
                 raise BadAnswerError
@@ -92,12 +105,15 @@ class Caller:
             self._head(call, stream)
             await call.data(whole, urgent=False)
             call.end(urgent=True)
-            return Usage() if reading is None else reading.usage
+            if reading is None or stream.status >= 300:
+                return None
+            return Used(reading.usage, reading.flag)
 
     async def _events(
-        self, call: Call, stream: Stream, pool: Pool, began_s: float, sent_ms: int
-    ) -> Usage:
-        events = Events()
+        self, call: Call, stream: Stream, pool: Pool, ask: _Ask, began: tuple[float, int]
+    ) -> Used:
+        """began: when, on the monotonic clock and in Unix milliseconds, it was sent."""
+        events, (began_s, sent_ms) = Events(), began
         last_s: float | None = None
         async for chunk in stream.chunks():
             whole = events.feed(chunk)
@@ -108,11 +124,13 @@ class Caller:
                 pool.first_token(sent_ms, now_s - began_s)
             else:
                 pool.gap(now_s - last_s)
+            if ask.hides_usage:
+                whole = without_usage(whole)
             await call.data(whole, urgent=last_s is None)
             last_s = now_s
         await call.data(events.rest(), urgent=False)
         call.end(urgent=False)
-        return events.usage(call.request.endpoint)
+        return events.used(call.request.endpoint)
 
     def _head(self, call: Call, stream: Stream) -> None:
         asked_s = asked_pause_s(stream.retry_after_ms, stream.retry_after, self._clock.now_ms())

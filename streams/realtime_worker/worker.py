@@ -24,6 +24,7 @@ from schemas.records import RealtimeCancel, RealtimeLoad, RealtimeRequest, Usage
 from streams.background import Broken
 from streams.domain.clock import Clock
 from streams.domain.failures import FailureReason
+from streams.domain.outcome.streamed import Used
 from streams.domain.upstreams import UpstreamTable
 from streams.realtime_worker.call import Call
 from streams.realtime_worker.pool import Pool
@@ -49,14 +50,19 @@ class Worker:
         clock: Clock,
         metrics: Metrics,
         changed: Callable[[], None],
+        answered: Callable[[RealtimeRequest, Used], None],
         broken: Broken,
     ) -> None:
-        """callers: by upstream. changed: called when what the load says is different."""
+        """callers: by upstream. changed: called when what the load says is different.
+
+        answered: told what each good answer used.
+        """
         self._name = name
         self._process = process
         self._clock = clock
         self._metrics = metrics
         self._changed = changed
+        self._answered = answered
         self._replies = Replies(name, process, send, clock, broken)
         self._calls: dict[str, Call] = {}
         self._seen = _Ids()
@@ -150,9 +156,11 @@ class Worker:
             gauge.inc()
             result = "cancelled"
             try:
-                reason, usage = await caller.run(call, self.pools[name])
+                reason, used = await caller.run(call, self.pools[name])
                 result = "completed" if reason is None else reason.metric_label
-                self._count(name, usage)
+                if used is not None:
+                    self._answered(call.request, used)
+                    self._count(name, used.usage)
                 self._forget(call)
             finally:
                 gauge.dec()

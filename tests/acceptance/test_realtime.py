@@ -13,6 +13,11 @@ from uuid import uuid4
 import pytest
 from openai import APIConnectionError, APIError, APIStatusError, AsyncOpenAI, OpenAI
 
+from schemas.records import LineUsage, UsageRecorded
+from schemas.topics import USAGE_RECORDED
+from streams.domain.billing.prices import REALTIME
+from streams.kafka.reader import TopicReader
+from streams.settings import Settings
 from tests.support.stack import Simulator, Stack, running, start_simulator, start_stack
 from tests.support.waiting import eventually
 
@@ -75,6 +80,33 @@ def _runs(simulator: Simulator, key: str) -> bool:
     """Whether a call of a request key is at the upstream now."""
     met: dict[str, Any] = simulator.requests()["keys"].get(key, {})
     return bool(met.get("open"))
+
+
+async def test_each_request_is_billed_once_streamed_or_not(stack: Stack, patient: Any) -> None:
+    """With the tokens that the upstream told, also where the client didn't ask for them."""
+    prefix = stack.env["BACKHAUL_TOPIC_PREFIX"]
+    reader = TopicReader(Settings(kafka=stack.info["kafka"], topic_prefix=prefix), [USAGE_RECORDED])
+    await reader.start("end")
+    before_ms = time.time_ns() // 1_000_000
+    for stream in (False, True, True):
+        answer = await patient.chat.completions.create(
+            model="sim", messages=_messages(), stream=stream
+        )
+        if stream:
+            assert [part async for part in answer if not part.choices] == []
+    lines: list[LineUsage] = []
+
+    async def billed() -> bool:
+        for read in await reader.poll():
+            if isinstance(read.record, UsageRecorded) and read.record.at_ms >= before_ms:
+                assert read.record.completion_window == REALTIME
+                lines.extend(read.record.lines)
+        return len(lines) >= 3
+
+    await eventually(billed, 20)
+    await reader.stop()
+    assert [(line.usage.output_tokens, line.usage_flag) for line in lines] == [(TOKENS, "")] * 3
+    assert all(line.usage.input_tokens for line in lines)
 
 
 def test_every_endpoint_answers_whole_and_as_a_stream(client: OpenAI) -> None:

@@ -101,7 +101,7 @@ class LaneWorker:
         }
         self.worker = Worker(
             *(name, process, table, callers, self._reply, self._clock, self.metrics),
-            *(self._changed.set, _broken),
+            *(self._changed.set, lambda _request, _used: None, _broken),
         )
         self.loads = LoadReporter(self.worker, self._load, self._changed)
         #: Parts of answers are thrown away, as if the worker hung.

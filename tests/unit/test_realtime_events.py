@@ -54,7 +54,7 @@ def _usage_of(*chunks: bytes, endpoint: str = CHAT) -> Usage:
     events = Events()
     for chunk in chunks:
         events.feed(chunk)
-    return events.usage(endpoint)
+    return events.used(endpoint).usage
 
 
 def test_the_last_usage_counts() -> None:

@@ -19,16 +19,18 @@ from schemas.records import (
     RealtimeReply,
     RealtimeRequest,
     ReplyKind,
+    Usage,
 )
-from streams.adapters.inference_fake import Events, FakeInferenceClient, Hang, Script
+from streams.adapters.inference_fake import Events, FakeInferenceClient, Hang, Reply, Script
 from streams.domain.clock import ManualClock
+from streams.domain.outcome.streamed import Used
 from streams.kafka.errors import SendFailed
 from streams.realtime_worker.load import LoadReporter
 from streams.realtime_worker.pool import MAX_SAMPLES, Samples
 from streams.realtime_worker.replies import MAX_PART_BYTES
 from streams.realtime_worker.upstream import Caller
 from streams.realtime_worker.worker import Worker
-from tests.support.lane import UPSTREAMS, always, completion, events
+from tests.support.lane import DONE, UPSTREAMS, always, chunk, completion, events
 from tests.support.waiting import eventually
 
 _numbers = count()
@@ -62,6 +64,8 @@ class Desk:
     upstream: FakeInferenceClient
     clock: ManualClock
     metrics: Metrics
+    #: What each good answer used.
+    used: list[tuple[RealtimeRequest, Used]]
     sent: list[tuple[int, RealtimeReplies]] = field(default_factory=list)
     failures: int = 0
 
@@ -99,8 +103,12 @@ async def desk(script: Script) -> AsyncIterator[Desk]:
         raise error
 
     callers = {name: Caller(u, upstream, clock) for name, u in UPSTREAMS.upstreams.items()}
-    worker = Worker("w", "p", UPSTREAMS, callers, send, clock, metrics, lambda: None, broken)
-    made = Desk(worker, upstream, clock, metrics)
+    used: list[tuple[RealtimeRequest, Used]] = []
+    worker = Worker(
+        *("w", "p", UPSTREAMS, callers, send, clock, metrics),
+        *(lambda: None, lambda request, told: used.append((request, told)), broken),
+    )
+    made = Desk(worker, upstream, clock, metrics, used)
     yield made
     await worker.stop(0.0)
 
@@ -297,3 +305,37 @@ async def test_a_call_carries_the_priority_of_real_time_whatever_its_caller_wrot
         worker_desk.worker.take(asked)
         await eventually(lambda: "end" in worker_desk.kinds(asked.request_id))
         assert msgspec.json.decode(worker_desk.upstream.requests[0][1])["priority"] == -4
+
+
+_TOLD = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n'
+
+
+async def test_a_stream_is_asked_for_its_usage_which_only_who_asked_gets() -> None:
+    def script(_path: str, body: bytes) -> Events:
+        asked = b"include_usage" in body
+        return Events((chunk("hi"), *([_TOLD] if asked else []), DONE))
+
+    async with desk(script) as made:
+        quiet = request(stream=True, body=b'{"model":"m1","stream":true}')
+        curious = request(
+            stream=True,
+            body=b'{"model":"m1","stream":true,"stream_options":{"include_usage":true}}',
+        )
+        for one in (quiet, curious):
+            made.worker.take(one)
+            await made.ended(one.request_id)
+        whole = {
+            one.request_id: b"".join(part.data for part in made.parts(one.request_id))
+            for one in (quiet, curious)
+        }
+    assert whole[quiet.request_id] == chunk("hi") + DONE
+    assert whole[curious.request_id] == chunk("hi") + _TOLD + DONE
+    assert [told for _, told in made.used] == [Used(Usage(input_tokens=3, output_tokens=2), "")] * 2
+
+
+async def test_an_error_answer_uses_nothing() -> None:
+    async with desk(always(Reply(status=400, body=b'{"error":{},"usage":{}}'))) as made:
+        asked = request()
+        made.worker.take(asked)
+        await made.ended(asked.request_id)
+        assert made.used == []
