@@ -1,4 +1,4 @@
-"""Who is asking: from a Bearer key to a tenant."""
+"""Who is asking: from a Bearer key to a tenant and the key's id."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from aiohttp import web
 from api.errors import Unauthenticated
 from api.keys import hash_of
 from api.read_model.follower import Follower
-from api.read_model.queries import Queries
+from api.read_model.queries import Caller, Queries
 
 TENANT = web.RequestKey("tenant", str)
+#: Id of the API key that the request came with.
+KEY_ID = web.RequestKey("key_id", str)
 
 #: Where Stripe speaks to us; its signature is its key.
 STRIPE_WEBHOOK = "/stripe/webhook"
@@ -23,7 +25,7 @@ _CACHE_SIZE = 10_000
 
 
 class Keyring:
-    """Finds the tenant of a key, and remembers it until any key changes.
+    """Finds whose key it is, and remembers it until any key changes.
 
     Keys are looked up by their hash, so no comparison takes a time that depends on a secret.
     """
@@ -31,39 +33,36 @@ class Keyring:
     def __init__(self, queries: Queries, *, sync_timeout_s: float = 10.0) -> None:
         self._queries = queries
         self._sync_timeout_s = sync_timeout_s
-        self._tenants: dict[str, str] = {}
+        self._callers: dict[str, Caller] = {}
         self._changes = 0
         #: Set once the follower is there: it tells the keyring of changes, and is made first.
         self.follower: Follower | None = None
 
     def forget(self) -> None:
         """Some key was made or revoked."""
-        self._tenants.clear()
+        self._callers.clear()
         self._changes += 1
 
-    async def tenant(self, authorization: str | None) -> str:
-        """The tenant that this Authorization header speaks for. Raises Unauthenticated."""
+    async def caller(self, authorization: str | None) -> Caller:
+        """Whom this Authorization header speaks for. Raises Unauthenticated."""
         hashed = hash_of(_bearer(authorization))
-        tenant = self._tenants.get(hashed)
-        if tenant is None:
-            tenant = await self._look_up(hashed)
-        return tenant
+        return self._callers.get(hashed) or await self._look_up(hashed)
 
-    async def _look_up(self, hashed: str) -> str:
+    async def _look_up(self, hashed: str) -> Caller:
         changes = self._changes
-        found = await self._queries.tenant_of_key(hashed)
+        found = await self._queries.caller_of_key(hashed)
         if found is None and self.follower is not None:
             # The key may have been made a moment ago.
             await self.follower.sync(self._sync_timeout_s)
             changes = self._changes
-            found = await self._queries.tenant_of_key(hashed)
+            found = await self._queries.caller_of_key(hashed)
         if found is None:
             raise Unauthenticated("Incorrect API key provided.", code=_CODE)
         # A key revoked while it was looked up must not be remembered.
         if changes == self._changes:
-            if len(self._tenants) >= _CACHE_SIZE:
-                self._tenants.clear()
-            self._tenants[hashed] = found
+            if len(self._callers) >= _CACHE_SIZE:
+                self._callers.clear()
+            self._callers[hashed] = found
         return found
 
 

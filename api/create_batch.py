@@ -71,6 +71,7 @@ async def _create(
         # Who validates must know at least the prompts that this gateway has shown.
         priority=asked.priority,
         origin_batch_id=asked.origin_batch_id,
+        key_id=asked.key_id,
     )
     read_back = await gateway.publish(BATCH_COMMAND, batch_id, command)
     if asked.idempotency_key is None:

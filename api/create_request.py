@@ -42,7 +42,10 @@ _MAX_IDEMPOTENCY_KEY = 255
 
 @dataclass(frozen=True, kw_only=True)
 class CreateRequest:
-    """A request found good. window_s: the completion window in seconds."""
+    """A request found good. window_s: the completion window in seconds.
+
+    key_id: the API key that asks. It is no part of what makes two requests the same.
+    """
 
     input_file_id: str
     endpoint: str
@@ -53,6 +56,7 @@ class CreateRequest:
     idempotency_key: str | None
     priority: int = 0
     origin_batch_id: str | None = None
+    key_id: str | None = None
 
     def hash(self) -> str:
         """Equal for requests that ask for the same, metadata in any order."""
@@ -70,7 +74,11 @@ class CreateRequest:
 
 
 def parse(
-    body: Mapping[str, Any], header_key: str | None, windows: Mapping[str, int]
+    body: Mapping[str, Any],
+    header_key: str | None,
+    windows: Mapping[str, int],
+    *,
+    key_id: str | None = None,
 ) -> CreateRequest:
     """Judges a body and the Idempotency-Key header. Raises InvalidRequest."""
     checks.known_only(body, _KNOWN)
@@ -86,6 +94,7 @@ def parse(
         output_expires_after_s=_expiry(body.get("output_expires_after")),
         idempotency_key=_idempotency_key(body, header_key),
         priority=priority_in(body) or 0,
+        key_id=key_id,
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 from aiohttp import hdrs, web
 
-from api.auth import KEYLESS, TENANT
+from api.auth import KEY_ID, KEYLESS, TENANT
 from api.errors import ApiError, InternalError, Unavailable, from_exception, from_http_exception
 from api.gateway import GATEWAY
 from schemas.metrics import GATEWAY_REQUESTS, GATEWAY_SECONDS, Metrics
@@ -128,10 +128,11 @@ async def limit(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 @web.middleware
 async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Finds the tenant. A path that doesn't exist needs no key to be told so."""
+    """Finds who is asking. A path that doesn't exist needs no key to be told so."""
     if request.match_info.http_exception is None and request.path not in KEYLESS:
         header = request.headers.get("Authorization")
-        request[TENANT] = await request.app[GATEWAY].keyring.tenant(header)
+        caller = await request.app[GATEWAY].keyring.caller(header)
+        request[TENANT], request[KEY_ID] = caller
     return await handler(request)
 
 

@@ -11,7 +11,7 @@ from api import checks
 from api.errors import InvalidRequest
 from streams.domain.clock import Clock
 
-GROUPS = ("day", "model", "batch")
+GROUPS = ("day", "model", "batch", "key")
 _KNOWN = ("group_by", "start_time", "end_time", "limit", "after", "format")
 _FORMATS = ("json", "csv")
 _DEFAULT_DAYS = 30

@@ -53,7 +53,8 @@ def batch(snapshot: BatchSnapshot, foreseen: Foreseen, prices: PriceBook | None)
         "usage": usage(snapshot.usage),
         "metadata": snapshot.metadata or None,
         # These are ours: what it costs, what is foreseen, what live control shows, where files can
-        # be read before they are whole, and the versions of stored prompts that its lines use.
+        # be read before they are whole, where it comes from, and the versions of stored prompts
+        # that its lines use.
         "cost": _cost(snapshot, prices),
         "eta": foreseen.eta,
         "at_risk": foreseen.at_risk,
@@ -63,6 +64,7 @@ def batch(snapshot: BatchSnapshot, foreseen: Foreseen, prices: PriceBook | None)
         "paused_at": _seconds(snapshot.paused_at_ms),
         **_partial_files(snapshot),
         "origin_batch_id": snapshot.origin_batch_id,
+        "api_key_id": snapshot.key_id,
         "prompts": [
             {"slug": p.slug, "version": p.version, "lines": p.lines} for p in snapshot.prompts
         ],

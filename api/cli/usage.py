@@ -16,15 +16,16 @@ from api.cli.options import APIKey, AsJSON, BaseURL, DataDir, client_for
 from api.cli.terminal import note, out, out_json, printable
 
 _DAY_S = 86_400
-_GROUPS = ("day", "model", "batch")
-_NAMES = {"day": "day", "model": "model", "batch": "batch_id"}
-_WIDTHS = {"day": 10, "model": 24, "batch": 38}
+_GROUPS = ("day", "model", "batch", "key")
+_NAMES = {"day": "day", "model": "model", "batch": "batch_id", "key": "api_key_id"}
+_WIDTHS = {"day": 10, "model": 24, "batch": 38, "key": 53}
+_KEY_WIDTH = 36
 
 
 def usage(
     by: Annotated[
         list[str] | None,
-        typer.Option("--by", metavar="day|model|batch", help="A row for each; repeatable."),
+        typer.Option("--by", metavar="day|model|batch|key", help="A row for each; repeatable."),
     ] = None,
     since: Annotated[
         str | None,
@@ -47,7 +48,7 @@ def usage(
     groups = by or ["day"]
     for group in groups:
         if group not in _GROUPS:
-            raise Misuse(f"--by {group!r} is none of day, model and batch.")
+            raise Misuse(f"--by {group!r} is none of day, model, batch and key.")
     query = {"group_by": ",".join(groups)}
     if since is not None:
         query["start_time"] = str(_day(since, "--since"))
@@ -78,7 +79,7 @@ def _show(rows: Iterable[Json], groups: list[str]) -> None:
 
 def _line(row: Json, groups: list[str]) -> str:
     used, cost = row.get("usage") or {}, row.get("cost")
-    texts = [printable(str(row.get(_NAMES[group]) or "unknown")) for group in groups]
+    texts = [_text(row, group) for group in groups]
     names = "".join(f"{text:<{_WIDTHS[group]}} " for group, text in zip(groups, texts, strict=True))
     price = "-"
     if cost:
@@ -86,6 +87,14 @@ def _line(row: Json, groups: list[str]) -> str:
         price = printable(f"{cost.get('billed')} {cost.get('currency')}") + so_far
     tokens = f"{used.get('input_tokens') or 0:>15,} {used.get('output_tokens') or 0:>15,}"
     return f"{names}{row.get('batches') or 0:>8,} {tokens}  {price}"
+
+
+def _text(row: Json, group: str) -> str:
+    """What a row says of what it is grouped by; of a key its id and its name."""
+    text = str(row.get(_NAMES[group]) or ("none" if group == "key" else "unknown"))
+    if group == "key":
+        text = f"{text:<{_KEY_WIDTH}} {row.get('api_key_name') or ''}".rstrip()
+    return printable(text)
 
 
 def _day(text: str, option: str) -> int:

@@ -19,6 +19,7 @@ from aiohttp import web
 from msgspec import Raw
 
 from api import checks
+from api.auth import KEY_ID
 from api.body import not_json, not_object, read_body
 from api.create_request import CreateRequest, parse
 from api.errors import InvalidRequest
@@ -80,7 +81,7 @@ async def read_prompt_batch(request: web.Request, windows: Mapping[str, int]) ->
     """Reads and judges the body, but for its rows. Raises ApiError."""
     fields = _fields(await read_body(request, MAX_BATCH_BODY_BYTES))
     slug = checks.string(fields, "slug", max_length=_MAX_NAME)
-    batch = _batch(fields, request.headers.get("Idempotency-Key"), windows)
+    batch = _batch(fields, request, windows)
     prompt = PromptRef(
         slug=slug,
         version=_version(fields.get("version")),
@@ -195,14 +196,15 @@ def _fields(raw: bytes) -> dict[str, Any]:
 
 
 def _batch(
-    fields: Mapping[str, Any], header_key: str | None, windows: Mapping[str, int]
+    fields: Mapping[str, Any], request: web.Request, windows: Mapping[str, int]
 ) -> CreateRequest:
     """What the request says of the batch, judged as POST /v1/batches does."""
     body = {name: fields[name] for name in _OF_BATCH if fields[name] is not None}
     window, endpoint = fields["completion_window"], fields["endpoint"]
     body["completion_window"] = next(iter(windows)) if window is None else window
     body["endpoint"] = DEFAULT_ENDPOINT if endpoint is None else endpoint
-    found = parse({**body, "input_file_id": ""}, header_key, windows)
+    header_key = request.headers.get("Idempotency-Key")
+    found = parse({**body, "input_file_id": ""}, header_key, windows, key_id=request[KEY_ID])
     if found.endpoint not in PROMPT_ENDPOINTS:
         raise checks.unsupported("endpoint", found.endpoint, tuple(PROMPT_ENDPOINTS))
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import aiosqlite
 import msgspec
@@ -25,6 +25,13 @@ SELECT file_id, tenant, object_key, size_bytes, sha256, filename, purpose, creat
     expires_ms, batch_id, deleted_ms FROM files
 """
 _VISIBLE = "deleted_ms IS NULL AND gone_ms IS NULL AND (expires_ms IS NULL OR expires_ms > ?)"
+
+
+class Caller(NamedTuple):
+    """Whose an API key is, and which of the tenant's it is."""
+
+    tenant: str
+    key_id: str
 
 
 class Queries:
@@ -101,13 +108,18 @@ class Queries:
         )
         return [_file(row) for row in rows]
 
-    async def tenant_of_key(self, secret_sha256: str) -> str | None:
-        """The tenant of the live API key with this hash."""
+    async def caller_of_key(self, secret_sha256: str) -> Caller | None:
+        """Whose the live API key with this hash is."""
         rows = await self._all(
-            "SELECT tenant FROM keys WHERE secret_sha256 = ? AND revoked_ms IS NULL",
+            "SELECT tenant, key_id FROM keys WHERE secret_sha256 = ? AND revoked_ms IS NULL",
             (secret_sha256,),
         )
-        return rows[0][0] if rows else None
+        return Caller(*rows[0]) if rows else None
+
+    async def key_names(self, tenant: str) -> dict[str, str]:
+        """The names of the tenant's keys by id, revoked ones too."""
+        rows = await self._all("SELECT key_id, name FROM keys WHERE tenant = ?", (tenant,))
+        return dict(rows)
 
     async def ended_files(self, before_ms: int, limit: int) -> list[FileRecord]:
         """Files deleted or expired before then whose bytes may be there, and no live batch's."""

@@ -85,9 +85,10 @@ CREATE INDEX files_expiring ON files (expires_ms) WHERE gone_ms IS NULL AND expi
 CREATE INDEX files_gone ON files (gone_ms) WHERE gone_ms IS NOT NULL;
 CREATE TABLE keys (
     key_id TEXT PRIMARY KEY, secret_sha256 TEXT NOT NULL, tenant TEXT NOT NULL,
-    revoked_ms INTEGER
+    name TEXT NOT NULL, revoked_ms INTEGER
 ) WITHOUT ROWID;
 CREATE INDEX keys_by_secret ON keys (secret_sha256);
+CREATE INDEX keys_of_tenant ON keys (tenant);
 """
 
 #: Changes whenever the tables or the stored records' fields do: then the model is rebuilt.
@@ -127,10 +128,10 @@ UPDATE files SET gone_ms = ?, deleted_ms = coalesce(deleted_ms, expires_ms, crea
 WHERE file_id = ?
 """
 _KEY = """
-INSERT INTO keys (key_id, secret_sha256, tenant, revoked_ms) VALUES (?, ?, ?, ?)
+INSERT INTO keys (key_id, secret_sha256, tenant, name, revoked_ms) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT (key_id) DO UPDATE SET
     secret_sha256 = excluded.secret_sha256, tenant = excluded.tenant,
-    revoked_ms = coalesce(keys.revoked_ms, excluded.revoked_ms)
+    name = excluded.name, revoked_ms = coalesce(keys.revoked_ms, excluded.revoked_ms)
 """
 
 
@@ -156,7 +157,7 @@ def statements(records: list[ReadRecord]) -> Iterator[Statement]:
             case FileRecord() as file:
                 yield _FILE, _file_row(file)
             case ApiKeyRecord() as key:
-                yield _KEY, (key.key_id, key.secret_sha256, key.tenant, key.revoked_at_ms)
+                yield _KEY, _key_row(key)
             case None if read.topic is FILE:
                 yield _FILE_GONE, (read.timestamp_ms, read.key)
             case None if read.topic is BATCH_STATUS:
@@ -239,6 +240,10 @@ def _batch_row(snapshot: BatchSnapshot) -> tuple[Any, ...]:
         ended_at_ms(snapshot),
         msgspec.msgpack.encode(snapshot),
     )
+
+
+def _key_row(key: ApiKeyRecord) -> tuple[Any, ...]:
+    return (key.key_id, key.secret_sha256, key.tenant, key.name, key.revoked_at_ms)
 
 
 def _file_row(file: FileRecord) -> tuple[Any, ...]:

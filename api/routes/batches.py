@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from api import views
-from api.auth import TENANT
+from api.auth import KEY_ID, TENANT
 from api.body import json_object
 from api.create_batch import create_batch
 from api.create_request import parse
@@ -33,6 +33,7 @@ async def create(request: web.Request) -> web.Response:
         await json_object(request),
         request.headers.get("Idempotency-Key"),
         gateway.settings.completion_windows,
+        key_id=request[KEY_ID],
     )
     batch = await create_batch(gateway, tenant, asked)
     return views.answer(gateway.shown(batch))

@@ -11,7 +11,7 @@ import structlog
 from aiohttp import web
 
 from api import checks, views
-from api.auth import TENANT
+from api.auth import KEY_ID, TENANT
 from api.body import json_object
 from api.create_batch import create_batch, created_before
 from api.create_request import CreateRequest, parse
@@ -48,7 +48,7 @@ async def retry(request: web.Request) -> web.Response:
     # Whether it has ended is judged by the newest snapshot there is.
     await gateway.sync()
     origin = await found_batch(request)
-    asked = _asked(body, request.headers.get("Idempotency-Key"), origin, gateway)
+    asked = _asked(body, request, origin)
     request_hash = hashlib.sha256(f"retry:{origin.batch_id}:{asked.hash()}".encode()).hexdigest()
     if gateway.makings.locked():
         raise Unavailable("The server makes too many batches at once.", code="overloaded")
@@ -60,9 +60,7 @@ async def retry(request: web.Request) -> web.Response:
     return views.answer(gateway.shown(batch))
 
 
-def _asked(
-    body: Mapping[str, Any], key: str | None, origin: BatchSnapshot, gateway: Gateway
-) -> CreateRequest:
+def _asked(body: Mapping[str, Any], request: web.Request, origin: BatchSnapshot) -> CreateRequest:
     """The create that the retry is; what it doesn't say is as the origin was created."""
     own = {
         "completion_window": origin.completion_window,
@@ -71,10 +69,17 @@ def _asked(
     }
     said = {name: value for name, value in body.items() if value is not None}
     fixed = {"endpoint": origin.endpoint, "input_file_id": ""}
-    asked = parse({**own, **said, **fixed}, key, gateway.settings.completion_windows)
+    asked = parse(
+        {**own, **said, **fixed},
+        request.headers.get("Idempotency-Key"),
+        request.app[GATEWAY].settings.completion_windows,
+        key_id=request[KEY_ID],
+    )
     expiry = asked.output_expires_after_s or origin.output_expires_after_s
     return dataclasses.replace(
-        asked, output_expires_after_s=expiry, origin_batch_id=origin.batch_id
+        asked,
+        output_expires_after_s=expiry,
+        origin_batch_id=origin.batch_id,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,7 +32,8 @@ from streams.domain.billing.report import Row, Rows
 #: Batches read at once: about a millisecond of work.
 _AT_ONCE = 100
 _COLUMNS = (
-    *("day", "model", "batch_id", "batches", "completed", "failed"),
+    *("day", "model", "batch_id", "api_key_id", "api_key_name"),
+    *("batches", "completed", "failed"),
     *("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"),
     *("list", "discount", "billed", "currency", "status"),
 )
@@ -42,12 +43,13 @@ routes = web.RouteTableDef()
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Rows of one day or one batch, whichever is asked for, or of all."""
+    """Rows of one day or one batch, whichever is asked for, or of all. names: of keys, by id."""
 
     key: str
     day: str | None
     batch_id: str | None
     rows: Rows
+    names: Mapping[str, str]
 
 
 @routes.get("/v1/usage")
@@ -121,13 +123,20 @@ async def _buckets(
     book: PriceBook | None,
 ) -> AsyncGenerator[Bucket, None]:
     """The buckets of the time that is asked for, newest first; those without rows left out."""
+    names = await gateway.queries.key_names(tenant) if "key" in query.groups else {}
     bucket: Bucket | None = None
     async for batch in _batches(gateway, tenant, query, after):
         key = _key(batch, query)
         if bucket is None or bucket.key != key:
             if bucket is not None:
                 yield bucket
-            bucket = _bucket(batch, key, query, book)
+            bucket = _bucket(
+                batch,
+                key,
+                query,
+                Rows(book, by_model="model" in query.groups, by_key="key" in query.groups),
+                names,
+            )
         bucket.rows.add(batch, running=ended_at_ms(batch) is None)
     if bucket is not None:
         yield bucket
@@ -158,12 +167,15 @@ def _key(batch: BatchSnapshot, query: UsageQuery) -> str:
             return ""
 
 
-def _bucket(batch: BatchSnapshot, key: str, query: UsageQuery, book: PriceBook | None) -> Bucket:
+def _bucket(
+    batch: BatchSnapshot, key: str, query: UsageQuery, rows: Rows, names: Mapping[str, str]
+) -> Bucket:
     return Bucket(
         key,
         day_of(batch.created_at_ms // 1000) if "day" in query.groups else None,
         batch.batch_id if "batch" in query.groups else None,
-        Rows(book, by_model="model" in query.groups),
+        rows,
+        names,
     )
 
 
@@ -172,7 +184,7 @@ def _row(row: Row, bucket: Bucket, book: PriceBook | None) -> JSON:
     named = ("list", "discount", "billed", "currency", "status")
     return {
         "object": "usage",
-        **{name: cells[name] for name in _COLUMNS[:6]},
+        **{name: cells[name] for name in _COLUMNS[:8]},
         "usage": views.usage(row.usage),
         "cost": None if cells["list"] is None else {name: cells[name] for name in named},
     }
@@ -186,6 +198,8 @@ def _cells(row: Row, bucket: Bucket, book: PriceBook | None) -> dict[str, Any]:
         "day": bucket.day,
         "model": row.model,
         "batch_id": bucket.batch_id,
+        "api_key_id": row.key_id,
+        "api_key_name": None if row.key_id is None else bucket.names.get(row.key_id),
         "batches": row.batches,
         "completed": None if by_model else row.completed,
         "failed": None if by_model else row.failed,

@@ -11,6 +11,7 @@ import pytest
 from openai import APIStatusError, BadRequestError, ConflictError, NotFoundError
 from openai.types import Batch
 
+from api.keys import create_key
 from schemas.records import BatchCancel, BatchCreate, BatchError, BatchStatus, Usage
 from tests.support.gateway import SDK, TIMEOUTS, GatewayUnderTest, running_gateway
 from tests.support.waiting import eventually
@@ -412,3 +413,13 @@ async def test_a_huge_json_body_is_too_large(gateway: GatewayUnderTest) -> None:
     async with gateway.http().post("/v1/batches", data=body) as answer:
         assert answer.status == 413
         assert (await answer.json())["error"]["code"] == "request_too_large"
+
+
+async def test_a_batch_keeps_the_key_that_created_it(gateway: GatewayUnderTest) -> None:
+    key, gateway.keys["acme"] = await create_key(gateway.log, "acme", "nightly")
+    batch_id = await gateway.create()
+    (command,) = gateway.commands(BatchCreate)
+    assert isinstance(command, BatchCreate)
+    assert command.key_id == key.key_id
+    shown = await gateway.client().batches.retrieve(batch_id)
+    assert shown.model_dump()["api_key_id"] == key.key_id

@@ -9,6 +9,7 @@ import pytest
 from openai import AsyncOpenAI, AuthenticationError, InternalServerError, NotFoundError
 
 from api.keys import create_key, revoke_key
+from api.read_model.queries import Caller
 from tests.support.gateway import SDK, GatewayUnderTest, running_gateway
 
 ENVELOPE = {"message", "type", "param", "code"}
@@ -63,15 +64,15 @@ async def test_a_key_revoked_while_it_is_looked_up_is_not_remembered(
 ) -> None:
     key, secret = await create_key(gateway.log, "new", "a key")
     await gateway.gateway.sync()
-    look_up = gateway.gateway.queries.tenant_of_key
+    look_up = gateway.gateway.queries.caller_of_key
 
-    async def revoked_meanwhile(hashed: str) -> str | None:
+    async def revoked_meanwhile(hashed: str) -> Caller | None:
         found = await look_up(hashed)
         await revoke_key(gateway.log, key)
         await gateway.gateway.sync()
         return found
 
-    monkeypatch.setattr(gateway.gateway.queries, "tenant_of_key", revoked_meanwhile)
+    monkeypatch.setattr(gateway.gateway.queries, "caller_of_key", revoked_meanwhile)
     client = await with_key(gateway, secret)
     await client.batches.list()
     monkeypatch.undo()

@@ -106,6 +106,8 @@ async def test_each_row_becomes_a_line_of_the_batchs_file(gateway: GatewayUnderT
     assert isinstance(command, BatchCreate)
     assert command.input is not None
     assert command.input_purpose == "batch"
+    assert command.key_id is not None
+    assert found["api_key_id"] == command.key_id
 
 
 async def test_version_model_endpoint_and_the_id_go_into_the_lines(

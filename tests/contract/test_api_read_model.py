@@ -345,10 +345,10 @@ async def test_an_ended_batch_is_cleaned_once(model: Model) -> None:
 
 async def test_a_revoked_key_never_comes_back(model: Model) -> None:
     await model.feed((ACCOUNT, "key_1", KEY))
-    assert await model.queries.tenant_of_key("ab") == "acme"
+    assert await model.queries.caller_of_key("ab") == ("acme", "key_1")
     revoked = changed(KEY, revoked_at_ms=NOW)
     await model.feed((ACCOUNT, "key_1", revoked), (ACCOUNT, "key_1", KEY))
-    assert await model.queries.tenant_of_key("ab") is None
+    assert await model.queries.caller_of_key("ab") is None
 
 
 @pytest.mark.parametrize("end", [s for s in BatchStatus if s.value.endswith("ed")])
@@ -385,7 +385,7 @@ async def test_records_repeated_shuffled_and_cut_into_any_polls_end_in_the_same_
         shown = (
             await model.queries.batch("acme", "batch_1"),
             await model.file(),
-            await model.queries.tenant_of_key("ab"),
+            await model.queries.caller_of_key("ab"),
         )
         await store.close()
         return shown

@@ -105,6 +105,7 @@ async def test_what_is_not_said_is_as_in_the_origin(gateway: GatewayUnderTest) -
     creates = [c for c in gateway.commands(BatchCreate) if isinstance(c, BatchCreate)]
     made = [c.output_expires_after_s for c in creates if c.origin_batch_id == origin]
     assert made == [7200, 7200]
+    assert all(c.key_id is not None and c.key_id.startswith("key_") for c in creates)
 
 
 async def test_a_repeat_with_its_key_makes_nothing_and_without_key_another_batch(

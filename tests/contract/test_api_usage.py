@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from api.keys import create_key
 from schemas.records import BatchStatus, ModelUsage, Usage
 from streams.settings import Settings
 from tests.support.gateway import GatewayUnderTest, running_gateway
@@ -73,6 +74,8 @@ async def test_usage_is_by_day_of_the_batches_creation_newest_first(
         "day": "2026-11-26",
         "model": None,
         "batch_id": None,
+        "api_key_id": None,
+        "api_key_name": None,
         "batches": 2,
         "completed": 6,
         "failed": 1,
@@ -184,7 +187,7 @@ async def test_csv_has_every_row(priced: GatewayUnderTest, how: dict[str, str]) 
 @pytest.mark.parametrize(
     ("query", "param"),
     [
-        ({"group_by": "key"}, "group_by"),
+        ({"group_by": "colour"}, "group_by"),
         ({"start_time": "yesterday"}, "start_time"),
         ({"start_time": 0}, "start_time"),
         ({"limit": 0}, "limit"),
@@ -199,3 +202,31 @@ async def test_a_report_that_means_nothing_is_refused(
     gateway: GatewayUnderTest, query: dict[str, Any], param: str
 ) -> None:
     assert (await _get(gateway, **query))["error"]["param"] == param
+
+
+async def test_usage_by_key_names_the_keys_that_made_the_batches(priced: GatewayUnderTest) -> None:
+    nightly, _ = await create_key(priced.log, "acme", "nightly")
+    await priced.gateway.sync()
+    await _batch(priced, 1, key_id=nightly.key_id)
+    await _batch(priced, 0, key_id=nightly.key_id)
+    await _batch(priced, 0, key_id=None)
+    await _batch(priced, 0, tenant="rival")
+    rows = (await _get(priced, group_by="key"))["data"]
+    assert [(row["api_key_id"], row["api_key_name"], row["batches"]) for row in rows] == [
+        (nightly.key_id, "nightly", 2),
+        (None, None, 1),
+    ]
+    assert [row["cost"]["list"] for row in rows] == ["0.004000", "0.002000"]
+    by_day = (await _get(priced, group_by="day,key,model"))["data"]
+    assert [(row["day"], row["api_key_name"], row["model"]) for row in by_day] == [
+        ("2026-11-28", "nightly", "m1"),
+        ("2026-11-28", None, "m1"),
+        ("2026-11-27", "nightly", "m1"),
+    ]
+    params = {"end_time": str(_NOW_MS // 1000 + 1), "group_by": "key", "format": "csv"}
+    async with priced.http().get("/v1/usage", params=params) as answer:
+        cells = list(csv.DictReader(io.StringIO(await answer.text())))
+    assert [(row["api_key_name"], row["billed"]) for row in cells] == [
+        ("nightly", "0.002000"),
+        ("", "0.001000"),
+    ]

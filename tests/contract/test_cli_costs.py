@@ -150,7 +150,20 @@ def test_no_usage_is_said(gateway: FakeGateway) -> None:
     assert "No usage" in backhaul("usage").stderr
 
 
-@pytest.mark.parametrize("option", [("--by", "key"), ("--since", "yesterday")])
+def test_usage_by_key_shows_each_keys_id_and_name(gateway: FakeGateway) -> None:
+    key_id = f"key_{'0' * 32}"
+    named = _used("", api_key_id=key_id, api_key_name="nightly\x1b")
+    gateway.usage = [{"data": [named, _used("", api_key_id=None)], "has_more": False}]
+    result = backhaul("usage", "--by", "key")
+    assert "group_by=key" in str(gateway.requests[-1])
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("KEY ")
+    assert lines[1].startswith(f"{key_id} nightly")
+    assert "\x1b" not in result.stdout
+    assert lines[2].startswith("none ")
+
+
+@pytest.mark.parametrize("option", [("--by", "colour"), ("--since", "yesterday")])
 def test_a_report_of_what_there_is_not_is_wrong_usage(
     gateway: FakeGateway, option: tuple[str, str]
 ) -> None:

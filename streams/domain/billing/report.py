@@ -19,11 +19,13 @@ from streams.domain.billing.tokens import add
 class Row:
     """One row. model: None if the rows are not by model, or the batch's models are not known.
 
+    key_id: the API key; None if the rows are not by key, or no key made the batch.
     completed, failed: lines, counted only where rows are not by model. priced: whether the amounts
     hold all that was used. running: whether something may still be added.
     """
 
     model: str | None = None
+    key_id: str | None = None
     batches: int = 0
     completed: int = 0
     failed: int = 0
@@ -37,23 +39,26 @@ class Row:
 class Rows:
     """The rows of one bucket of batches: a day's, a batch's, or those of all that was asked for."""
 
-    def __init__(self, book: PriceBook | None, *, by_model: bool) -> None:
+    def __init__(self, book: PriceBook | None, *, by_model: bool, by_key: bool = False) -> None:
         self._book = book
         #: Whether there is a row for each model.
         self.by_model = by_model
-        self._rows: dict[str | None, Row] = {}
+        self._by_key = by_key
+        self._rows: dict[tuple[str | None, str | None], Row] = {}
 
     def __iter__(self) -> Iterator[Row]:
-        """By model, what is of unknown models last."""
-        return iter(sorted(self._rows.values(), key=lambda row: (row.model is None, row.model)))
+        """By key and model, what is of none last."""
+        order = sorted(self._rows, key=lambda names: [(name is None, name) for name in names])
+        return iter([self._rows[names] for names in order])
 
     def add(self, batch: BatchSnapshot, *, running: bool) -> None:
         """Counts a batch."""
         cost = None if self._book is None else batch_cost(self._book, batch)
         used = used_by_model(batch) if self.by_model else None
         parts = {None: batch.usage} if used is None else used
+        key_id = batch.key_id if self._by_key else None
         for model, usage in parts.items():
-            row = self._rows.setdefault(model, Row(model))
+            row = self._rows.setdefault((key_id, model), Row(model, key_id))
             row.batches += 1
             row.usage = add(row.usage, usage)
             row.running |= running
