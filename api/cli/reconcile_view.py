@@ -92,7 +92,7 @@ def _table(entries: Iterable[Entry]) -> None:
     heading = ""
     for entry in entries:
         account, sent = entry.account, entry.sent
-        of = f"{account.tenant}, {account.batch_id or 'all batches'}, {printable(account.model)}"
+        of = printable(f"{account.tenant}, {account.batch_id or 'all batches'}, {account.model}")
         if of != heading:
             heading = of
             out(of)
@@ -143,8 +143,8 @@ def _said(difference: Difference) -> str:
         f"{found:,} instead of {expected:,} ({found - expected:+,})" if expected else f"{found:,}"
     )
     return (
-        f"DIFFERENT {difference.cause.value}: {account.batch_id} {printable(account.model)} "
-        f"{account.token_type}: {amounts}"
+        f"DIFFERENT {difference.cause.value}: {printable(account.batch_id)} "
+        f"{printable(account.model)} {account.token_type}: {amounts}"
     )
 
 

@@ -6,12 +6,11 @@ from collections.abc import AsyncIterator, Mapping
 
 from schemas.records import BatchSnapshot, Usage
 from streams.domain.billing.output import Cutter, UnreadableLine, numbers_of, usage_of_line
+from streams.domain.billing.reconcile import UNKNOWN_MODEL
 from streams.domain.billing.recorded import LineCheck, LineDifference, RecordedLines
 from streams.domain.billing.tokens import add
 from streams.ports.object_store import ObjectNotFoundError, ObjectStore
 
-#: The model of a line of which nobody says what it ran on.
-UNKNOWN_MODEL = "(unknown)"
 _NONE = Usage()
 
 

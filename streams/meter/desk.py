@@ -61,22 +61,26 @@ class Desk:
             if send is None or send.tenant != command.tenant:
                 await self._tell(command, None, Refusal.UNKNOWN_AMOUNT)
             elif offset > send.command_offset:
-                await self._decide(send, command, offset)
+                return await self._decide(send, command, offset, live)
             elif send.command == command:
                 if send.state not in _IN_A_LANE:
                     await self._publish(send)
                 await self._tell_done(command, send)
         return True
 
-    async def _decide(self, send: MeterSend, command: BillingCommand, offset: int) -> None:
+    async def _decide(
+        self, send: MeterSend, command: BillingCommand, offset: int, live: Callable[[], bool]
+    ) -> bool:
         found = decide(send, command, offset, self._clock.now_ms())
         if isinstance(found, Refusal):
             await self._tell(command, send, found)
             reach("meter.refusal_told")
-            # While that was told, the send may have come further.
-            now = self._books.send(command.identifier) or send
+            # While that was told, the send may have come further, here or at another process.
+            now = self._books.send(command.identifier)
+            if now is None or not live():
+                return False
             self._books.write(passed(now, offset), self._clock.now_ms())
-            return
+            return True
         self._books.write(found, self._clock.now_ms())
         reach("meter.decided")
         await self._publish(found)
@@ -85,6 +89,7 @@ class Desk:
         # Last: what the lane tells of the send must come after this.
         if found.state in _IN_A_LANE:
             self._queue(found)
+        return True
 
     async def _publish(self, send: MeterSend) -> None:
         await self._publisher.send(METER_SEND, send.identifier, send)

@@ -97,6 +97,18 @@ def test_the_books_balance_though_meter_and_controller_are_killed(
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(1_800)
+def test_the_books_balance_after_many_kills_of_meter_and_controller(
+    own_stack: Stack, slow_simulator: Simulator
+) -> None:
+    rng = random.Random(9)
+    for _ in range(8):
+        roles = [rng.choice(("meter", "meter", "controller")) for _ in range(3)]
+        _round(own_stack, slow_simulator, [kill_role(role) for role in roles], rng)
+        audit_books(own_stack)
+
+
+@pytest.mark.chaos
 @pytest.mark.timeout(3_600)
 def test_batches_survive_at_least_forty_random_faults(
     own_stack: Stack, slow_simulator: Simulator

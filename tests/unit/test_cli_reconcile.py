@@ -97,6 +97,29 @@ def test_what_was_taken_back_is_shown_with_who_and_why(monkeypatch: pytest.Monke
     assert (shown["tokens"], shown["state"], shown["by"]) == (10, "cancelled", "ops")
 
 
+def test_many_batches_are_shown_as_sums_and_only_those_that_differ_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def several() -> Report:
+        world = BooksWorld()
+        for number in range(3):
+            await world.batch(f"batch_{number}", [("m", used(10))])
+        await world.bill()
+        await world.store.delete("batches/batch_1/assembled/1")
+        batch = await world.batch("batch_3", [("m", used(1000))])
+        await world.write_output(batch, [used(1001)])
+        return await world.reconcile()
+
+    code, out, err = _run(asyncio.run(several()), monkeypatch)
+    assert code == 5
+    sums = out[out.index("ada, all batches, m") :].splitlines()[2].split()
+    assert sums == ["input", "1,021", "1,030", "30", "1,000", "0", "0"]
+    assert "ada, batch_3, m" in out
+    assert "ada, batch_0, m" not in out
+    assert "1 batch without an output file" in err
+    assert "1,000 tokens are on their way." in err
+
+
 def test_a_column_that_is_absent_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     code, _, err = _run(asyncio.run(_report(sink=False)), monkeypatch)
     assert code == 0

@@ -253,6 +253,18 @@ async def test_what_becomes_of_an_amount_while_a_refusal_is_told_stays(
     assert after.state is SendState.CONFIRMED
 
 
+async def test_whoever_lost_the_partition_meanwhile_writes_nothing() -> None:
+    world = await _world()
+    given = world.order(_send(world).identifier, WRITE_OFF)
+    before = world.books.send(_send(world).identifier)
+    alive = iter([True, False])
+    assert not await world.desk.obey(world.commands[0], 0, lambda: next(alive))
+    assert world.books.send(_send(world).identifier) == before
+    assert not await world.desk.obey(world.commands[0], 0, lambda: False)
+    await world.settle()
+    assert world.decisions[given].refusal == Refusal.NOT_WAITING
+
+
 async def test_what_is_to_be_taken_back_counts_while_another_one_is_looked_for() -> None:
     world = await _world()
     first = _send(world).identifier

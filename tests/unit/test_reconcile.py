@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from schemas.records import BatchSnapshot, MeterSend, SendState, Usage
+from streams.domain.billing.output import Cutter, UnreadableLine, usage_of_line
 from streams.domain.billing.reconcile import (
     ALL_MODELS,
     Account,
@@ -288,3 +289,49 @@ def test_where_it_is_not_known_whether_a_send_arrived_both_sums_are_right(
 def test_a_sink_whose_sums_lag_may_lack_what_it_has_just_taken() -> None:
     books, [range_] = _sink([_send(_ACCOUNT, 5)], lag_ms=11 * _MINUTE_MS)
     assert books.expected(range_) == Expected(0, 5)
+
+
+# -- output files ----------------------------------------------------------------------------
+
+
+@given(st.lists(st.binary(max_size=9).map(lambda b: b.replace(b"\n", b"")), max_size=6), st.data())
+def test_a_stream_is_cut_into_its_lines_however_it_comes(
+    lines: list[bytes], data: st.DataObject
+) -> None:
+    text = b"".join(line + b"\n" for line in lines) + b"cut"
+    cutter, found, start = Cutter(), [], 0
+    while start < len(text):
+        end = data.draw(st.integers(start + 1, len(text)))
+        found += list(cutter.feed(text[start:end]))
+        start = end
+    assert found == lines
+    assert cutter.rest() == b"cut"
+
+
+def test_no_line_is_held_that_is_longer_than_any_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.domain.billing.output.MAX_LINE_BYTES", 10)
+    cutter = Cutter()
+    assert list(cutter.feed(b"x" * 11)) == [b"x" * 11]
+    assert list(cutter.feed(b"y\n")) == [b"y"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"null",
+        b"{}",
+        b'{"id":1}',
+        b'{"id":"a","response":{"body":[]}}',
+        b"[" * 100_000,
+        b"\xff",
+    ],
+)
+def test_a_line_that_is_not_ours_is_unreadable(text: bytes) -> None:
+    with pytest.raises(UnreadableLine):
+        usage_of_line(text, "/v1/chat/completions")
+
+
+def test_capped_figures_are_read_as_they_were_counted() -> None:
+    text = b'{"id":"a","response":{"body":{"usage":{"prompt_tokens":1e30,"completion_tokens":-1}}}}'
+    assert usage_of_line(text, "/v1/chat/completions")[1] == used(10_000_000)

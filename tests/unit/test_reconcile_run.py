@@ -9,9 +9,9 @@ from msgspec.structs import replace
 
 from api.reconcile.scope import Scope, scope_of
 from schemas.records import BatchStatus, BillingCommandKind, SendState
-from schemas.topics import BATCH_STATUS, METER_SEND
+from schemas.topics import BATCH_STATUS, METER_SEND, USAGE_RECORDED
 from streams.adapters.meter_fake import Fault
-from streams.domain.billing.reconcile import Cause
+from streams.domain.billing.reconcile import ALL_MODELS, Cause
 from streams.domain.billing.recorded import LineFault
 from streams.ports.meter_sink import MeterEvent, SinkUnavailable
 from tests.support.books import BooksWorld, Line, output_line, used
@@ -168,6 +168,16 @@ async def test_an_output_file_that_is_gone_is_said_to_be() -> None:
     assert report.balanced
     assert report.without_output == ["batch_1"]
     assert {entry.output for entry in report.entries} == {None}
+
+
+async def test_where_nobody_says_which_models_lines_ran_on_they_are_compared_together() -> None:
+    world = await _billed(batch_1=[("small", used(5, 3)), ("large", used(7, 2, 4))])
+    for place in [place for place in world.log.records if place[0] == USAGE_RECORDED.name]:
+        # Kafka has removed it, 90 days later.
+        del world.log.records[place]
+    report = await world.reconcile()
+    assert report.balanced
+    assert {entry.account.model for entry in report.entries} == {ALL_MODELS}
 
 
 async def test_a_batch_that_runs_is_not_compared() -> None:

@@ -25,6 +25,8 @@ from streams.domain.billing.tokens import split
 
 #: In place of a model, where a batch's usage is not known by model.
 ALL_MODELS = "(all)"
+#: The model of lines of an output file of which nobody says what they ran on.
+UNKNOWN_MODEL = "(unknown)"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -141,8 +143,9 @@ class Books:
         """
         by_model = used_by_model(snapshot)
         used = {ALL_MODELS: snapshot.usage} if by_model is None else by_model
+        apart = by_model is not None and UNKNOWN_MODEL not in (output or {})
         key = (snapshot.tenant, snapshot.batch_id)
-        batch = _Batch(*key, by_model is not None, settled, output is not None)
+        batch = _Batch(*key, apart, settled, output is not None)
         self._batches[key] = batch
         for entry, tokens in batch.of(used):
             entry.ledger += tokens
@@ -178,7 +181,7 @@ class Books:
 
 @dataclass(slots=True)
 class _Batch:
-    """apart: whether its usage is known by model."""
+    """apart: whether its usage is known by model, in its ledger and in its output file."""
 
     tenant: str
     batch_id: str
