@@ -82,8 +82,8 @@ def _summary(report: Report) -> dict[str, Any]:
         "running": report.running,
         "without_output": report.without_output,
         "sink": None if report.sums is None else "compared",
-        "tokens": sum(entry.ledger for entry in report.entries),
-        "on_its_way": sum(entry.sent.on_way for entry in report.entries),
+        "tokens": report.tokens,
+        "on_its_way": report.on_way,
     }
 
 
@@ -100,9 +100,9 @@ def _table(entries: Iterable[Entry]) -> None:
                 f"  {'':<12} {'OUTPUT FILE':>15} {'LEDGER':>15} {'SENT':>15} {'ON ITS WAY':>15} "
                 f"{'WAITING':>15} {'ADJUSTED':>15}"
             )
-        output = _ABSENT if entry.output is None else f"{entry.output:,}"
         out(
-            f"  {account.token_type:<12} {output:>15} {entry.ledger:>15,} {sent.confirmed:>15,} "
+            f"  {account.token_type:<12} {_or_absent(entry.output):>15} "
+            f"{_or_absent(entry.ledger):>15} {sent.confirmed:>15,} "
             f"{sent.on_way:>15,} {sent.parked + sent.rejected:>15,} {sent.adjusted:>15,}"
         )
     if heading:
@@ -185,12 +185,10 @@ def _print_notes(report: Report) -> None:
             f"{_batches(len(report.without_output))} without an output file, since it was deleted "
             f"or expired: not compared with it: {', '.join(report.without_output[:_LINES_SHOWN])}"
         )
-    on_way = sum(entry.sent.on_way for entry in report.entries)
-    if on_way:
-        note(f"{on_way:,} tokens are on their way.")
+    if report.on_way:
+        note(f"{report.on_way:,} tokens are on their way.")
     if report.balanced:
-        tokens = sum(entry.ledger for entry in report.entries)
-        note(f"Balanced: {_batches(report.batches)}, {tokens:,} tokens.")
+        note(f"Balanced: {_batches(report.batches)}, {report.tokens:,} tokens.")
 
 
 def _account(entry: Entry) -> dict[str, Any]:
@@ -257,6 +255,10 @@ def _line(line: LineDifference) -> dict[str, Any]:
         "output_file": line.output,
         "recorded": line.recorded,
     }
+
+
+def _or_absent(tokens: int | None) -> str:
+    return _ABSENT if tokens is None else f"{tokens:,}"
 
 
 def _batches(count: int) -> str:

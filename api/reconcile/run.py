@@ -27,7 +27,6 @@ from streams.domain.billing.reconcile import (
     Difference,
     Entry,
     SinkBooks,
-    is_batch,
 )
 from streams.domain.billing.recorded import LineDifference
 from streams.domain.billing.tab import patience_ms
@@ -69,6 +68,16 @@ class Report:
     sends: list[MeterSend] = field(default_factory=list)
 
     @property
+    def tokens(self) -> int:
+        """Tokens of the ledgers."""
+        return sum(entry.ledger or 0 for entry in self.entries)
+
+    @property
+    def on_way(self) -> int:
+        """Tokens that are not known to have arrived and may still."""
+        return sum(entry.sent.on_way for entry in self.entries)
+
+    @property
     def adjusted(self) -> list[MeterSend]:
         """What a person has taken back or written off."""
         gone = (SendState.CANCELLED, SendState.WRITTEN_OFF)
@@ -93,7 +102,7 @@ async def reconcile(places: Places, scope: Scope, now_ms: int) -> Report:
     books = await _books(places, ended, report, now_ms)
     alive = set(running)
     for send in sends:
-        if is_batch(send) and send.batch_id not in alive:
+        if send.batch_id not in alive:
             books.add_send(send)
     report.differences = books.close()
     report.entries = books.entries()

@@ -15,6 +15,7 @@ from streams.domain.billing.reconcile import ALL_MODELS, Cause
 from streams.domain.billing.recorded import LineFault
 from streams.ports.meter_sink import MeterEvent, SinkUnavailable
 from tests.support.books import BooksWorld, Line, output_line, used
+from tests.support.meter_world import usage
 
 _LINES: list[Line] = [("m", used(100 + n, 20 + n % 7, n % 50, n % 5)) for n in range(60)]
 
@@ -37,7 +38,7 @@ async def test_what_is_in_the_files_was_counted_sent_and_billed() -> None:
     assert all(e.output == e.ledger == e.sent.confirmed for e in report.entries)
     assert report.sums is not None
     assert sum(checked.sum.found for checked in report.sums) == sum(
-        entry.ledger for entry in report.entries
+        entry.ledger or 0 for entry in report.entries
     )
 
 
@@ -200,7 +201,7 @@ async def test_a_day_or_a_batch_or_a_tenant_is_compared_alone() -> None:
     async def tokens(scope: Scope) -> int:
         report = await world.reconcile(scope)
         assert report.balanced
-        return sum(entry.ledger for entry in report.entries)
+        return report.tokens
 
     day = date(2023, 11, 14)
     assert await tokens(scope_of(None, day, None, now_ms)) == 10
@@ -230,3 +231,17 @@ async def test_what_is_taken_back_is_explained_and_no_longer_billed() -> None:
     assert sum(e.sent.cancelled for e in report.entries) == sum(s.tokens for s in sends[:2])
     world.sink.cancelled.clear()
     assert not (await world.reconcile()).balanced
+
+
+async def test_of_real_time_requests_what_waits_and_what_is_billed_is_compared() -> None:
+    world = BooksWorld()
+    for flag in ("", "absurd"):
+        now_ms = world.clock.now_ms()
+        world.meter.log.append(usage("ada", f"rt{flag}", [0], now_ms, window="", flag=flag))
+    await world.bill()
+    report = await world.reconcile()
+    assert {d.cause for d in report.differences} == {Cause.PARKED}
+    assert {d.account.batch_id for d in report.differences} == {"rtabsurd"}
+    assert {(entry.output, entry.ledger) for entry in report.entries} == {(None, None)}
+    assert report.sums
+    assert all(checked.sum.agrees for checked in report.sums)

@@ -3,7 +3,8 @@
     output file  =  ledger  =  what the meter sent  =  the sink's sums
     per tenant, batch, model and type of token         per customer and meter, in whole minutes
 
-- The ledger (the batch's snapshot) is what the others are held against.
+- The ledger (the batch's snapshot) is what the others are held against. Real-time requests have
+  neither ledger nor file: of them only what waits and the sink's sums are looked at.
 - What the meter sent is a sum over sends, whatever state they are in. What is on its way is no
   difference; what waits for somebody is. What a person has taken back or written off is explained.
 - The sink knows no batches: its sum over a range is held against all sends of that customer and
@@ -97,11 +98,11 @@ class Sent:
 
 @dataclass(slots=True)
 class Entry:
-    """One line of the books. output: None where there is no file to read."""
+    """One line of the books. output, ledger: None where there is none to read."""
 
     account: Account
     output: int | None = 0
-    ledger: int = 0
+    ledger: int | None = 0
     sent: Sent = field(default_factory=Sent)
     #: Sends that wait for a person or a remedy.
     waiting: list[MeterSend] = field(default_factory=list)
@@ -148,7 +149,7 @@ class Books:
         batch = _Batch(*key, apart, settled, output is not None)
         self._batches[key] = batch
         for entry, tokens in batch.of(used):
-            entry.ledger += tokens
+            entry.ledger = (entry.ledger or 0) + tokens
         for entry, tokens in batch.of(output or {}):
             entry.output = (entry.output or 0) + tokens
 
@@ -157,7 +158,8 @@ class Books:
         key = (send.tenant, send.batch_id)
         batch = self._batches.get(key)
         if batch is None:
-            batch = self._batches[key] = _Batch(*key, True, True, False)
+            has_ledger = send.completion_window != REALTIME
+            batch = self._batches[key] = _Batch(*key, True, True, False, has_ledger)
         entry = batch.entry(send.model, send.token_type)
         entry.sent.add(send)
         if send.state in (SendState.PARKED, SendState.REJECTED):
@@ -168,7 +170,7 @@ class Books:
         found: list[Difference] = []
         for _, batch in sorted(self._batches.items()):
             for entry in batch.all():
-                missing = entry.ledger - entry.sent.total
+                missing = (entry.ledger or 0) - entry.sent.total
                 if missing > 0 and not batch.settled:
                     entry.sent.on_way += missing
                 found += differences(entry)
@@ -188,6 +190,7 @@ class _Batch:
     apart: bool
     settled: bool
     has_output: bool
+    has_ledger: bool = True
     entries: dict[Account, Entry] = field(default_factory=dict)
 
     def entry(self, model: str, token_type: str) -> Entry:
@@ -195,7 +198,8 @@ class _Batch:
         name = model if self.apart else ALL_MODELS
         account = Account(self.tenant, self.batch_id, name, token_type)
         if account not in self.entries:
-            self.entries[account] = Entry(account, 0 if self.has_output else None)
+            output, ledger = 0 if self.has_output else None, 0 if self.has_ledger else None
+            self.entries[account] = Entry(account, output, ledger)
         return self.entries[account]
 
     def of(self, used: Mapping[str, Usage]) -> Iterator[tuple[Entry, int]]:
@@ -212,13 +216,14 @@ class _Batch:
 
 def differences(entry: Entry) -> Iterator[Difference]:
     """In what one line of the books is not balanced."""
-    account, sent = entry.account, entry.sent
-    if entry.output is not None and entry.output != entry.ledger:
-        yield Difference(Cause.OUTPUT, account, entry.ledger, entry.output)
-    if sent.total < entry.ledger:
-        yield Difference(Cause.NOT_SENT, account, entry.ledger, sent.total)
-    if sent.total > entry.ledger:
-        yield Difference(Cause.SENT_TOO_MUCH, account, entry.ledger, sent.total)
+    account, ledger, sent = entry.account, entry.ledger, entry.sent
+    if ledger is not None:
+        if entry.output is not None and entry.output != ledger:
+            yield Difference(Cause.OUTPUT, account, ledger, entry.output)
+        if sent.total < ledger:
+            yield Difference(Cause.NOT_SENT, account, ledger, sent.total)
+        if sent.total > ledger:
+            yield Difference(Cause.SENT_TOO_MUCH, account, ledger, sent.total)
     if sent.parked:
         yield Difference(Cause.PARKED, account, 0, sent.parked)
     if sent.rejected:
@@ -314,15 +319,11 @@ def by_type(entries: Iterable[Entry]) -> dict[tuple[str, str, str], Entry]:
         account = entry.account
         key = (account.tenant, account.model, account.token_type)
         if key not in found:
-            found[key] = Entry(Account(key[0], "", *key[1:]), None)
+            found[key] = Entry(Account(key[0], "", *key[1:]), None, None)
         total = found[key]
         if entry.output is not None:
             total.output = (total.output or 0) + entry.output
-        total.ledger += entry.ledger
+        if entry.ledger is not None:
+            total.ledger = (total.ledger or 0) + entry.ledger
         total.sent = total.sent.plus(entry.sent)
     return dict(sorted(found.items()))
-
-
-def is_batch(send: MeterSend) -> bool:
-    """Whether it belongs to a batch; real-time requests have no output file."""
-    return send.completion_window != REALTIME
