@@ -42,6 +42,7 @@ from api.routes import (
     retry,
     stripe_webhook,
     usage,
+    webhook_changes,
     webhooks,
 )
 from schemas.metrics import Metrics
@@ -83,7 +84,7 @@ def build_app(
     middleware.install(app)
     for module in (
         *(files, content, cost_estimate, batches, from_prompt, batch_control, retry, usage, models),
-        *(prompts, prompt_versions, realtime, webhooks),
+        *(prompts, prompt_versions, realtime, webhooks, webhook_changes),
     ):
         app.add_routes(module.routes)
     if stripe_events is not None:

@@ -109,6 +109,15 @@ class Gateway:
         default_factory=WeakValueDictionary
     )
 
+    #: One change of a webhook endpoint at a time; one for each endpoint at work.
+    webhook_locks: WeakValueDictionary[str, asyncio.Lock] = field(
+        default_factory=WeakValueDictionary
+    )
+
+    def webhook_lock(self, endpoint_id: str) -> asyncio.Lock:
+        """Whoever changes the endpoint holds it."""
+        return self.webhook_locks.setdefault(endpoint_id, asyncio.Lock())
+
     def shown(self, batch: BatchSnapshot) -> JSON:
         """The Batch object, with its cost and what is foreseen for it."""
         return views.batch(batch, self.forecasts.of(batch), self.prices.current())

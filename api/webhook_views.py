@@ -11,7 +11,10 @@ _HINT = 4
 
 
 def endpoint(found: WebhookEndpoint, disabled_ms: int | None, *, secret: bool = False) -> Any:
-    """OpenAI's WebhookEndpoint, with `disabled_at`. secret: whether to show it, this once."""
+    """OpenAI's WebhookEndpoint, with `enabled` and `disabled_at`.
+
+    secret: whether to show it, this once.
+    """
     shown: dict[str, Any] = {
         "id": found.endpoint_id,
         "object": "webhook_endpoint",
@@ -19,8 +22,9 @@ def endpoint(found: WebhookEndpoint, disabled_ms: int | None, *, secret: bool = 
         "url": found.url,
         "event_types": list(found.event_types),
         "created_at": found.created_at_ms // _MS,
-        "updated_at": found.created_at_ms // _MS,
+        "updated_at": (found.updated_at_ms or found.created_at_ms) // _MS,
         "signing_secret_hint": f"whsec_…{found.secret[-_HINT:]}",
+        "enabled": found.enabled and disabled_ms is None,
         "disabled_at": None if disabled_ms is None else disabled_ms // _MS,
     }
     if secret:

@@ -42,7 +42,7 @@ COMMANDS = {
     "download": Place("api.cli.download:download", "Download a batch's output and error file."),
     "usage": Place("api.cli.usage:usage", "What your batches have used and cost."),
     "prompts": Place("api.cli.prompts:app", "Stored prompts: make, change, show, publish."),
-    "webhooks": Place("api.cli.webhooks:app", "Webhooks: make, list, test, replay."),
+    "webhooks": Place("api.cli.webhooks:app", "Webhooks: make, change, test, replay."),
     "keys": Place("api.cli.keys:app", "API keys of tenants: create, list, revoke."),
     "tenants": Place("api.cli.tenants:app", "What tenants may have enqueued: set, list."),
     "billing": Place("api.cli.billing:app", "Billing: customers, what was billed, what waits."),

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import typer
 
+from api.cli.failure import Misuse
 from api.cli.http import Json
 from api.cli.options import APIKey, AsJSON, BaseURL, DataDir, client_for
 from api.cli.terminal import note, out, out_json
@@ -64,11 +65,61 @@ def list_all(
         if as_json:
             out_json(endpoint)
             continue
-        state = "enabled" if endpoint.get("disabled_at") is None else "disabled"
+        state = "enabled" if endpoint.get("enabled") else "disabled"
         types = ",".join(map(str, endpoint.get("event_types") or []))
         out(f"{endpoint.get('id')} {state:<8} {endpoint.get('url')} {types}")
     if not found and not as_json:
         note("No endpoints.")
+
+
+@app.command()
+def update(
+    endpoint: EndpointID,
+    url: Annotated[str | None, typer.Option("--url", help="Where events are posted.")] = None,
+    event: Annotated[
+        list[str] | None,
+        typer.Option("--event", metavar="TYPE", help="All types that it is told of from now on."),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="What it is for.")] = None,
+    enabled: Annotated[
+        bool | None, typer.Option("--enable/--disable", help="Whether it is told of anything.")
+    ] = None,
+    as_json: AsJSON = False,
+    base_url: BaseURL = None,
+    api_key: APIKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Change an endpoint: what is given, and nothing else."""
+    asked = {"url": url, "event_types": event or None, "name": name, "enabled": enabled}
+    body = {key: value for key, value in asked.items() if value is not None}
+    if not body:
+        raise Misuse("There is nothing to change.", "Give --url, --event, --name or --disable.")
+    with client_for(base_url, api_key, data_dir) as client:
+        shown = client.http.json("POST", _of(endpoint), body)
+        _say(shown, f"{endpoint} is changed.", as_json=as_json)
+
+
+@app.command()
+def rotate(
+    endpoint: EndpointID,
+    now: Annotated[
+        bool, typer.Option("--now", help="End the old secret at once, as when it has leaked.")
+    ] = False,
+    as_json: AsJSON = False,
+    base_url: BaseURL = None,
+    api_key: APIKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Make a new signing secret and show it, once. The old one is good for 24 hours more."""
+    # Sent once: a repeat would make another secret.
+    with client_for(base_url, api_key, data_dir) as client:
+        body: Json = {"keep_old_secret_active_for_24_hours": not now}
+        made = client.http.json_once("POST", f"{_of(endpoint)}/rotate_secret", body)
+    if as_json:
+        out_json(made)
+        return
+    note(f"The new signing secret of {endpoint}, shown this once:")
+    out(str(made.get("signing_secret")))
 
 
 @app.command()

@@ -1,5 +1,7 @@
 """/v1/webhook_endpoints: create, list, get, delete as OpenAI has them; the log and replay are ours.
 
+Changes of an endpoint are in `webhook_changes`.
+
 Tests, replays and enabling are commands to the webhook-worker, which alone knows how a delivery
 stands; they are answered once the log has them.
 """
@@ -27,12 +29,12 @@ from streams.domain.webhooks.events import EVENT_TYPES, SECRET_BYTES, event_id, 
 MAX_ENDPOINTS = 20
 _MAX_NAME = 100
 _LOG_DEFAULT, _LOG_MAX = 50, 1000
-_BASE = "/v1/webhook_endpoints"
+BASE = "/v1/webhook_endpoints"
 
 routes = web.RouteTableDef()
 
 
-@routes.post(_BASE)
+@routes.post(BASE)
 async def create(request: web.Request) -> web.Response:
     """Makes an endpoint. The only answer, but for none, that has its secret."""
     gateway, tenant = request.app[GATEWAY], request[TENANT]
@@ -41,9 +43,9 @@ async def create(request: web.Request) -> web.Response:
     endpoint = WebhookEndpoint(
         endpoint_id=f"we_{uuid_utils.uuid7().hex}",
         tenant=tenant,
-        name=_name(body),
-        url=_url(body, gateway),
-        event_types=_event_types(body),
+        name=name_of(body),
+        url=url_of(body, gateway),
+        event_types=event_types_of(body),
         secret=secret_of(secrets.token_bytes(SECRET_BYTES)),
         created_at_ms=gateway.clock.now_ms(),
     )
@@ -54,7 +56,7 @@ async def create(request: web.Request) -> web.Response:
     return views.answer(webhook_views.endpoint(endpoint, None, secret=True))
 
 
-@routes.get(_BASE)
+@routes.get(BASE)
 async def list_endpoints(request: web.Request) -> web.Response:
     """The tenant's endpoints, newest first."""
     gateway, tenant = request.app[GATEWAY], request[TENANT]
@@ -65,20 +67,20 @@ async def list_endpoints(request: web.Request) -> web.Response:
         if page.after not in ids:
             raise unknown_after(page.after)
         found = found[ids.index(page.after) + 1 :]
-    data = [await _shown(gateway, endpoint) for endpoint in found[: page.limit]]
+    data = [await endpoint_shown(gateway, endpoint) for endpoint in found[: page.limit]]
     return views.answer(views.page(data, has_more=len(found) > page.limit))
 
 
-@routes.get(_BASE + "/{endpoint_id}")
+@routes.get(BASE + "/{endpoint_id}")
 async def get(request: web.Request) -> web.Response:
     """One endpoint."""
-    return views.answer(await _shown(request.app[GATEWAY], await _found(request)))
+    return views.answer(await endpoint_shown(request.app[GATEWAY], await endpoint_of(request)))
 
 
-@routes.delete(_BASE + "/{endpoint_id}")
+@routes.delete(BASE + "/{endpoint_id}")
 async def delete(request: web.Request) -> web.Response:
     """Deletes an endpoint, its log, and what it has not been told yet."""
-    gateway, endpoint = request.app[GATEWAY], await _found(request)
+    gateway, endpoint = request.app[GATEWAY], await endpoint_of(request)
     place = await gateway.send(WEBHOOK, endpoint.endpoint_id, None)
     await gateway.follower.reached(WEBHOOK, place, gateway.timeouts.read_back_s)
     return views.answer(
@@ -86,17 +88,17 @@ async def delete(request: web.Request) -> web.Response:
     )
 
 
-@routes.get(_BASE + "/{endpoint_id}/deliveries")
+@routes.get(BASE + "/{endpoint_id}/deliveries")
 async def deliveries(request: web.Request) -> web.Response:
     """The endpoint's last deliveries, the last changed first."""
-    gateway, endpoint = request.app[GATEWAY], await _found(request)
+    gateway, endpoint = request.app[GATEWAY], await endpoint_of(request)
     page = paging(request, default=_LOG_DEFAULT, maximum=_LOG_MAX, known=("limit",))
     found = await gateway.webhooks.deliveries(endpoint.tenant, endpoint.endpoint_id, page.limit + 1)
     data = [webhook_views.delivery(one) for one in found[: page.limit]]
     return views.answer(views.page(data, has_more=len(found) > page.limit))
 
 
-@routes.post(_BASE + "/{endpoint_id}/deliveries/{event_id}/replay")
+@routes.post(BASE + "/{endpoint_id}/deliveries/{event_id}/replay")
 async def replay(request: web.Request) -> web.Response:
     """Delivers an event of the log again, with the same id."""
     gateway, endpoint = request.app[GATEWAY], await _open(request)
@@ -106,11 +108,11 @@ async def replay(request: web.Request) -> web.Response:
     )
     if found is None:
         raise NotFound(f"No delivery of event '{event}' is in this endpoint's log.")
-    await _command(gateway, endpoint, WebhookCommandKind.REPLAY, event=event)
+    await tell_worker(gateway, endpoint, WebhookCommandKind.REPLAY, event=event)
     return views.answer({"id": event, "object": "webhook_endpoint.replay", "replayed": True})
 
 
-@routes.post(_BASE + "/{endpoint_id}/test")
+@routes.post(BASE + "/{endpoint_id}/test")
 async def test(request: web.Request) -> web.Response:
     """Sends a sample event; the log tells how that went."""
     gateway, endpoint = request.app[GATEWAY], await _open(request)
@@ -122,7 +124,9 @@ async def test(request: web.Request) -> web.Response:
     if event_type not in EVENT_TYPES:
         raise checks.unsupported("event_type", event_type, EVENT_TYPES)
     event = event_id(f"test_{uuid_utils.uuid7().hex}", event_type)
-    await _command(gateway, endpoint, WebhookCommandKind.TEST, event=event, event_type=event_type)
+    await tell_worker(
+        gateway, endpoint, WebhookCommandKind.TEST, event=event, event_type=event_type
+    )
     return views.answer(
         {
             "object": "webhook_endpoint.test",
@@ -133,15 +137,7 @@ async def test(request: web.Request) -> web.Response:
     )
 
 
-@routes.post(_BASE + "/{endpoint_id}/enable")
-async def enable(request: web.Request) -> web.Response:
-    """Lets a disabled endpoint be told of events again, from now on."""
-    gateway, endpoint = request.app[GATEWAY], await _found(request)
-    await _command(gateway, endpoint, WebhookCommandKind.ENABLE)
-    return views.answer(webhook_views.endpoint(endpoint, None))
-
-
-async def _found(request: web.Request) -> WebhookEndpoint:
+async def endpoint_of(request: web.Request) -> WebhookEndpoint:
     """The endpoint that the path names. Raises NotFound."""
     gateway, tenant = request.app[GATEWAY], request[TENANT]
     endpoint_id = request.match_info["endpoint_id"]
@@ -153,19 +149,22 @@ async def _found(request: web.Request) -> WebhookEndpoint:
 
 async def _open(request: web.Request) -> WebhookEndpoint:
     """The same, if it isn't disabled. Raises NotFound, Conflict."""
-    endpoint = await _found(request)
+    endpoint = await endpoint_of(request)
     gateway = request.app[GATEWAY]
+    if not endpoint.enabled:
+        raise Conflict("This webhook endpoint is switched off: set 'enabled' to true first.")
     if await gateway.webhooks.disabled_ms(endpoint.tenant, endpoint.endpoint_id) is not None:
         raise Conflict("This webhook endpoint is disabled: nothing got through. Enable it first.")
     return endpoint
 
 
-async def _shown(gateway: Gateway, endpoint: WebhookEndpoint) -> Any:
+async def endpoint_shown(gateway: Gateway, endpoint: WebhookEndpoint) -> Any:
+    """The endpoint as its owner sees it."""
     disabled = await gateway.webhooks.disabled_ms(endpoint.tenant, endpoint.endpoint_id)
     return webhook_views.endpoint(endpoint, disabled)
 
 
-async def _command(
+async def tell_worker(
     gateway: Gateway,
     endpoint: WebhookEndpoint,
     kind: WebhookCommandKind,
@@ -173,6 +172,7 @@ async def _command(
     event: str = "",
     event_type: str = "",
 ) -> None:
+    """Asks something of the webhook-worker."""
     command = WebhookCommand(
         tenant=endpoint.tenant,
         endpoint_id=endpoint.endpoint_id,
@@ -184,7 +184,7 @@ async def _command(
     await gateway.send(WEBHOOK_EVENT, endpoint.tenant, command)
 
 
-def _name(body: dict[str, Any]) -> str:
+def name_of(body: dict[str, Any]) -> str:
     """A name for people; OpenAI asks for one, here it may be left out."""
     if body.get("name") is None:
         return ""
@@ -196,7 +196,8 @@ def _name(body: dict[str, Any]) -> str:
     return name
 
 
-def _url(body: dict[str, Any], gateway: Gateway) -> str:
+def url_of(body: dict[str, Any], gateway: Gateway) -> str:
+    """Where events are posted. Raises InvalidRequest."""
     url = checks.string(body, "url", max_length=MAX_URL)
     try:
         check_url(url, allow_private=gateway.settings.webhook_allow_private)
@@ -205,7 +206,7 @@ def _url(body: dict[str, Any], gateway: Gateway) -> str:
     return url
 
 
-def _event_types(body: dict[str, Any]) -> tuple[str, ...]:
+def event_types_of(body: dict[str, Any]) -> tuple[str, ...]:
     """The types asked for, each once; all there are if none are named."""
     asked = body.get("event_types")
     if asked is None:

@@ -76,6 +76,7 @@ from schemas.records.tables import BatchRow, ChunkRow, OpenRetry
 from schemas.records.webhooks import (
     BatchEnded,
     DeliveryState,
+    OldSecret,
     WebhookCommand,
     WebhookCommandKind,
     WebhookDelivery,
@@ -126,6 +127,7 @@ __all__ = [
     "MeteredUsage",
     "ModelUsage",
     "ObjectRef",
+    "OldSecret",
     "OpenRetry",
     "Outcome",
     "OutcomeKind",

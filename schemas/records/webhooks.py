@@ -9,6 +9,13 @@ import msgspec
 from schemas.records.batches import BatchStatus
 
 
+class OldSecret(msgspec.Struct, frozen=True, kw_only=True):
+    """A secret that was replaced and is good for a while yet."""
+
+    secret: str
+    until_ms: int
+
+
 class WebhookEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     """An address of a tenant's that is told of events; a tombstone follows when it is deleted."""
 
@@ -19,6 +26,9 @@ class WebhookEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     event_types: tuple[str, ...]
     secret: str
     created_at_ms: int
+    old_secrets: tuple[OldSecret, ...] = ()
+    enabled: bool = True
+    updated_at_ms: int | None = None
 
 
 class BatchEnded(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,6 +20,8 @@ class FakeWebhookSender:
         self.attempts: dict[str, list[Attempt]] = {}
         self.hanging: set[str] = set()
         self.sent: list[tuple[str, str]] = []
+        #: Headers of each, in the same order.
+        self.headers: list[Mapping[str, str]] = []
         self.running: Counter[str] = Counter()
         self.most: Counter[str] = Counter()
         self.closed = False
@@ -27,6 +29,7 @@ class FakeWebhookSender:
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Attempt:
         """See WebhookSender.post."""
         self.sent.append((url, headers["webhook-id"]))
+        self.headers.append(headers)
         self.running[url] += 1
         self.most[url] = max(self.most[url], self.running[url])
         try:

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 import structlog
-from msgspec.structs import replace
 
 from schemas.metrics import WEBHOOK_ATTEMPTS, WEBHOOKS_DISABLED, WEBHOOKS_PENDING, Metrics
 from schemas.records import (
@@ -30,7 +29,16 @@ from schemas.records import (
 )
 from streams.background import Broken
 from streams.domain.clock import Clock
-from streams.domain.webhooks.deliveries import after, attempted, begun, enabled, replayed, surplus
+from streams.domain.webhooks.deliveries import (
+    after,
+    attempted,
+    begun,
+    enabled,
+    given_up,
+    replayed,
+    surplus,
+)
+from streams.domain.webhooks.endpoints import secrets_at
 from streams.domain.webhooks.events import TYPES, body_of, event_id, headers_of
 from streams.kafka.failpoint import reach
 from streams.kafka.role import Consumed
@@ -233,8 +241,12 @@ class Worker:
         if endpoint is None:
             self.forget(delivery.endpoint_id)
             return
+        now_ms = parts.clock.now_ms()
+        if not endpoint.enabled:
+            self._write(given_up(delivery, now_ms))
+            return
         body = body_of(delivery)
-        headers = headers_of(delivery.event_id, body, endpoint.secret, parts.clock.now_ms())
+        headers = headers_of(delivery.event_id, body, secrets_at(endpoint, now_ms), now_ms)
         attempt = await parts.sender.post(endpoint.url, body, headers)
         reach("webhook.sent")
         await parts.guard.wait()
@@ -272,8 +284,7 @@ class Worker:
         now_ms = self._parts.clock.now_ms()
         for delivery in self._books.pending(endpoint_id):
             # Their tasks find that they are no longer pending.
-            gone = {"state": DeliveryState.FAILED, "error": "disabled", "changed_at_ms": now_ms}
-            self._books.put(replace(delivery, **gone))
+            self._books.put(given_up(delivery, now_ms))
 
     def _trim(self, endpoint_id: str) -> None:
         for delivery in surplus(self._books.of(endpoint_id)):

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from api.cli.main import app
-from schemas.records import DeliveryState
+from schemas.records import DeliveryState, WebhookEndpoint
 from schemas.topics import WEBHOOK, WEBHOOK_DELIVERY
 from tests.support.gateway import GatewayUnderTest
 from tests.unit.test_webhooks import delivery
@@ -58,3 +58,26 @@ async def test_what_the_server_refuses_is_said_in_its_words(gateway: GatewayUnde
     assert refused.exit_code == 1
     assert "must begin with https://" in refused.stderr
     assert gateway.log.of(WEBHOOK) == []
+
+
+async def test_an_endpoint_is_changed_and_its_secret_rotated(gateway: GatewayUnderTest) -> None:
+    made = await webhooks("create", "https://example.com/hook", "--json")
+    we = json.loads(made.stdout)["id"]
+    assert (await webhooks("update", we)).exit_code == 2
+    changed = await webhooks(
+        *("update", we, "--url", "https://example.com/b", "--event", "batch.failed", "--disable")
+    )
+    assert (changed.exit_code, changed.stdout) == (0, f"{we} is changed.\n")
+    listed = (await webhooks("list")).stdout
+    assert listed == f"{we} disabled https://example.com/b batch.failed\n"
+    assert json.loads((await webhooks("update", we, "--enable", "--json")).stdout)["enabled"]
+
+    rotated = await webhooks("rotate", we)
+    assert rotated.stdout.startswith("whsec_"), "the secret alone, for scripts"
+    record = gateway.log.of(WEBHOOK)[-1].record
+    assert isinstance(record, WebhookEndpoint)
+    assert (record.secret, len(record.old_secrets)) == (rotated.stdout.strip(), 1)
+    assert (await webhooks("rotate", we, "--now")).exit_code == 0
+    record = gateway.log.of(WEBHOOK)[-1].record
+    assert isinstance(record, WebhookEndpoint)
+    assert record.old_secrets == ()

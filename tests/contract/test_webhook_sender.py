@@ -136,6 +136,6 @@ async def test_what_is_sent_is_what_the_sdk_unwraps() -> None:
 
     async with receiving() as receiver, sender(allow_private=True) as sends:
         body = body_of(delivery())
-        headers = headers_of("evt_1", body, SECRET, SystemClock().now_ms())
+        headers = headers_of("evt_1", body, [SECRET], SystemClock().now_ms())
         assert await sends.post(receiver.url, body, headers) == Attempt(200)
         assert receiver.got == [("evt_1", "batch.completed", "batch_1")]

@@ -17,6 +17,7 @@ from schemas.records import (
     BatchEnded,
     BatchStatus,
     DeliveryState,
+    OldSecret,
     Record,
     WebhookCommand,
     WebhookCommandKind,
@@ -27,14 +28,14 @@ from schemas.topics import WEBHOOK, WEBHOOK_DELIVERY
 from streams.adapters.webhook_sender_fake import FakeWebhookSender
 from streams.domain.clock import ManualClock
 from streams.domain.webhooks.deliveries import Attempt
-from streams.domain.webhooks.events import event_id
+from streams.domain.webhooks.events import event_id, secret_of
 from streams.kafka.role import Consumed
 from streams.webhook_worker.books import Books, Cause, Row
 from streams.webhook_worker.endpoints import Endpoints
 from streams.webhook_worker.worker import Parts, Worker
 from tests.support.controller_parts import FakeGuard
 from tests.support.waiting import eventually
-from tests.support.webhooks import endpoint
+from tests.support.webhooks import SECRET, endpoint
 
 FAILED = Attempt(500)
 PARTITIONS = 4
@@ -285,6 +286,36 @@ async def test_after_a_day_in_vain_the_endpoint_is_disabled_until_it_is_enabled(
         await desk.until("batch_3", DeliveryState.DELIVERED, 1)
         state = desk.books.state("acme", "we_1")
         assert (state.disabled_at_ms, state.delivered_at_ms) == (None, desk.clock.now_ms())
+
+
+async def test_an_endpoint_that_is_switched_off_is_told_nothing_and_its_log_says_so() -> None:
+    async with working() as desk:
+        await desk.add("we_1", enabled=False)
+        await desk.end("batch_1")
+        await desk.until("batch_1", DeliveryState.FAILED, 0)
+        assert (desk.of("batch_1").error, desk.sender.sent) == ("disabled", [])
+        await desk.add("we_1")
+        await desk.command(WebhookCommandKind.ENABLE)
+        await desk.command(WebhookCommandKind.REPLAY, "batch_1")
+        await desk.until("batch_1", DeliveryState.DELIVERED, 1)
+
+
+async def test_what_waits_goes_to_the_new_address_signed_with_the_new_secret_too() -> None:
+    async with working() as desk:
+        await desk.add("we_1")
+        desk.sender.attempts["https://we_1.example/"] = [FAILED]
+        await desk.end("batch_1")
+        await desk.until("batch_1", DeliveryState.PENDING, 1)
+        old = OldSecret(secret=SECRET, until_ms=desk.clock.now_ms() + 60_000)
+        await desk.add(
+            "we_1", url="https://new.example/", secret=secret_of(bytes(32)), old_secrets=(old,)
+        )
+        await desk.later(10.0)
+        await desk.until("batch_1", DeliveryState.DELIVERED, 2)
+        assert len(desk.sent_to("new.example")) == 1
+        assert [headers["webhook-signature"].count("v1,") for headers in desk.sender.headers] == [
+            *(1, 2)
+        ]
 
 
 async def test_a_replay_has_the_same_id_and_is_only_its_tenants_to_ask() -> None:

@@ -53,7 +53,7 @@ def test_the_official_sdk_unwraps_every_event_and_refuses_a_changed_one(event_ty
     client = OpenAI(api_key="none", webhook_secret=SECRET)
     event = event_id("batch_1", event_type)
     body = body_of(delivery(event, event_type=event_type))
-    headers = headers_of(event, body, SECRET, time.time_ns() // 1_000_000)
+    headers = headers_of(event, body, [SECRET], time.time_ns() // 1_000_000)
     unwrapped = client.webhooks.unwrap(body, headers)
     assert (unwrapped.id, unwrapped.type) == (event, event_type)
     assert unwrapped.created_at == NOW // 1000

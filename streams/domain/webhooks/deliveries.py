@@ -21,6 +21,7 @@ KEPT = 50
 #: Deliveries of one endpoint that may wait; what comes on top fails at once, and can be replayed.
 MAX_PENDING = 1000
 _OK = range(200, 300)
+_DISABLED = "disabled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def begun(
     if before is not None:
         return None
     if state.disabled_at_ms is not None:
-        return replace(fresh, state=DeliveryState.FAILED, error="disabled")
+        return replace(fresh, state=DeliveryState.FAILED, error=_DISABLED)
     if pending >= MAX_PENDING:
         return replace(fresh, state=DeliveryState.FAILED, error="too_many_pending")
     return fresh
@@ -96,6 +97,11 @@ def attempted(
         return replace(changes, state=DeliveryState.FAILED)
     pause_s = retry_after_s[before.attempts] * jitter
     return replace(changes, next_at_ms=now_ms + round(pause_s * 1000))
+
+
+def given_up(before: WebhookDelivery, now_ms: int) -> WebhookDelivery:
+    """The delivery, not tried any more: its endpoint is disabled."""
+    return replace(before, state=DeliveryState.FAILED, error=_DISABLED, changed_at_ms=now_ms)
 
 
 def after(state: WebhookState, delivery: WebhookDelivery) -> WebhookState:

@@ -1,7 +1,7 @@
 """What a webhook says: OpenAI's events, signed as Standard Webhooks has it.
 
 webhook-id: evt_…, the same at every attempt     webhook-timestamp: Unix seconds of this attempt
-webhook-signature: v1,<base64 of HMAC-SHA256 over id.timestamp.body>
+webhook-signature: v1,<base64 of HMAC-SHA256 over id.timestamp.body>, one for each secret
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+from collections.abc import Iterable
 
 import msgspec
 
@@ -51,13 +52,20 @@ def body_of(delivery: WebhookDelivery) -> bytes:
     )
 
 
-def headers_of(event: str, body: bytes, secret: str, now_ms: int) -> dict[str, str]:
-    """The three headers that let a receiver check who sent the body, and when."""
+def headers_of(event: str, body: bytes, secrets: Iterable[str], now_ms: int) -> dict[str, str]:
+    """The three headers that let a receiver check who sent the body, and when.
+
+    secrets: that any of them may check it with.
+    """
     timestamp = str(now_ms // _MS)
-    key = base64.b64decode(secret.removeprefix(SECRET_PREFIX))
-    digest = hmac.digest(key, f"{event}.{timestamp}.".encode() + body, "sha256")
+    signed = f"{event}.{timestamp}.".encode() + body
     return {
         "webhook-id": event,
         "webhook-timestamp": timestamp,
-        "webhook-signature": f"v1,{base64.b64encode(digest).decode()}",
+        "webhook-signature": " ".join(_signature(secret, signed) for secret in secrets),
     }
+
+
+def _signature(secret: str, signed: bytes) -> str:
+    key = base64.b64decode(secret.removeprefix(SECRET_PREFIX))
+    return f"v1,{base64.b64encode(hmac.digest(key, signed, 'sha256')).decode()}"

@@ -1,0 +1,117 @@
+"""Changing a webhook endpoint: update and rotate_secret as OpenAI has them; enabling is ours.
+
+An endpoint is one record that holds all of it, so two changes at once must not both begin from
+the same one: one at a time in a gateway, and each says so if it finds another gateway's after it.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+from aiohttp import web
+
+from api import checks, views, webhook_views
+from api.body import json_object
+from api.errors import Conflict
+from api.gateway import GATEWAY, Gateway
+from api.routes import webhooks
+from schemas.records import WebhookCommandKind, WebhookEndpoint
+from schemas.topics import WEBHOOK
+from streams.domain.webhooks.endpoints import MAX_OLD, TooManySecretsError, rotated, updated
+from streams.domain.webhooks.events import SECRET_BYTES, secret_of
+
+routes = web.RouteTableDef()
+
+
+@routes.post(webhooks.BASE + "/{endpoint_id}")
+async def update(request: web.Request) -> web.Response:
+    """Changes what is given, and leaves the rest."""
+    gateway = request.app[GATEWAY]
+    body = await json_object(request)
+    checks.known_only(body, ("enabled", "event_types", "name", "url"))
+    name = webhooks.name_of(body) if "name" in body else None
+    url = webhooks.url_of(body, gateway) if "url" in body else None
+    types = webhooks.event_types_of(body) if "event_types" in body else None
+    enabled = _flag(body, "enabled")
+    return await _update(request, name=name, url=url, event_types=types, enabled=enabled)
+
+
+@routes.post(webhooks.BASE + "/{endpoint_id}/enable")
+async def enable(request: web.Request) -> web.Response:
+    """Lets a disabled endpoint be told of events again, from now on, whoever disabled it."""
+    return await _update(request, enabled=True)
+
+
+@routes.post(webhooks.BASE + "/{endpoint_id}/rotate_secret")
+async def rotate_secret(request: web.Request) -> web.Response:
+    """Makes a new secret, and shows it this once."""
+    gateway = request.app[GATEWAY]
+    body = await json_object(request, empty=True)
+    checks.known_only(body, (_KEEP,))
+    keep = _flag(body, _KEEP) or False
+    async with gateway.webhook_lock(request.match_info["endpoint_id"]):
+        before = await _latest(request)
+        secret = secret_of(secrets.token_bytes(SECRET_BYTES))
+        try:
+            now = rotated(before, secret, gateway.clock.now_ms(), keep=keep)
+        except TooManySecretsError as error:
+            raise Conflict(
+                f"{MAX_OLD} secrets of the last 24 hours are still good. Wait, or end them all "
+                f"at once: rotate without '{_KEEP}'."
+            ) from error
+        await _write(gateway, before, now)
+    disabled = await gateway.webhooks.disabled_ms(now.tenant, now.endpoint_id)
+    return views.answer(webhook_views.endpoint(now, disabled, secret=True))
+
+
+_KEEP = "keep_old_secret_active_for_24_hours"
+
+
+async def _update(
+    request: web.Request,
+    *,
+    name: str | None = None,
+    url: str | None = None,
+    event_types: tuple[str, ...] | None = None,
+    enabled: bool | None = None,
+) -> web.Response:
+    gateway = request.app[GATEWAY]
+    async with gateway.webhook_lock(request.match_info["endpoint_id"]):
+        before = await _latest(request)
+        now = updated(
+            before,
+            gateway.clock.now_ms(),
+            name=name,
+            url=url,
+            event_types=event_types,
+            enabled=enabled,
+        )
+        await _write(gateway, before, now)
+    if not enabled:
+        return views.answer(await webhooks.endpoint_shown(gateway, now))
+    # It may have been disabled because nothing got through.
+    await webhooks.tell_worker(gateway, now, WebhookCommandKind.ENABLE)
+    return views.answer(webhook_views.endpoint(now, None))
+
+
+async def _latest(request: web.Request) -> WebhookEndpoint:
+    """The endpoint as the log has it now. Raises NotFound."""
+    await request.app[GATEWAY].sync()
+    return await webhooks.endpoint_of(request)
+
+
+async def _write(gateway: Gateway, before: WebhookEndpoint, now: WebhookEndpoint) -> None:
+    """Publishes what has changed. Raises Conflict if another change came at the same time."""
+    if now is before:
+        return
+    await gateway.publish(WEBHOOK, now.endpoint_id, now)
+    await gateway.sync()
+    if await gateway.webhooks.endpoint(now.tenant, now.endpoint_id) != now:
+        raise Conflict("The webhook endpoint was changed at the same time. Look at it, then retry.")
+
+
+def _flag(body: dict[str, object], name: str) -> bool | None:
+    found = body.get(name)
+    if found is not None and not isinstance(found, bool):
+        raise checks.wrong_type(name, bool, found)
+    return found
