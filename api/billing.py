@@ -78,10 +78,15 @@ async def read_status(reader: LogReader) -> BillingStatus:
     return status
 
 
-async def all_records(reader: LogReader) -> AsyncIterator[ReadRecord]:
-    """What the topics of a fresh reader hold now. Raises KafkaBaseError."""
+async def all_records(reader: LogReader, since_ms: int | None = None) -> AsyncIterator[ReadRecord]:
+    """What the topics of a fresh reader hold now, or what of it came since.
+
+    Raises KafkaBaseError.
+    """
     await reader.start("beginning")
     try:
+        if since_ms is not None:
+            await reader.go_to(since_ms)
         ends = await reader.ends()
         while any(reader.positions().get(place, 0) < end for place, end in ends.items()):
             for read in await reader.poll():

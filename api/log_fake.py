@@ -92,6 +92,16 @@ class FakeReader:
             known = {} if isinstance(positions, str) else positions
             self._positions = {place: known.get(place, 0) for place in self._places}
 
+    async def go_to(self, at_ms: int) -> None:
+        self._check()
+        self._positions = {
+            place: next(
+                (r.offset for r in self._log.records[place] if r.timestamp_ms >= at_ms),
+                len(self._log.records[place]),
+            )
+            for place in self._places
+        }
+
     async def poll(self, timeout_s: float = 0.2) -> list[ReadRecord]:
         arrived = self._log.arrived
         found = self._take()

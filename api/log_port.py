@@ -32,6 +32,10 @@ class LogReader(Protocol):
         """Starts at `positions`; a partition not in there starts at its beginning."""
         ...
 
+    async def go_to(self, at_ms: int) -> None:
+        """Goes on with what came at that time (Unix milliseconds) or later."""
+        ...
+
     async def poll(self, timeout_s: float = 0.2) -> list[ReadRecord]:
         """What has arrived; waits for at most `timeout_s`. Raises KafkaBaseError."""
         ...

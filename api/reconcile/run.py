@@ -27,6 +27,8 @@ from streams.domain.billing.reconcile import (
     Difference,
     Entry,
     SinkBooks,
+    Within,
+    ranges,
 )
 from streams.domain.billing.recorded import LineDifference
 from streams.domain.billing.tab import patience_ms
@@ -91,11 +93,8 @@ class Report:
 
 async def reconcile(places: Places, scope: Scope, now_ms: int) -> Report:
     """Compares what is in scope. Raises KafkaBaseError, ObjectStoreError, SinkUnavailable."""
-    all_sends = await read_sends(places.reader([METER_SEND]))
+    sends = await read_sends(places.reader([METER_SEND]), scope.has_send)
     batches = await read_batches(places.reader([BATCH_STATUS]), scope)
-    sends = sorted(
-        (send for send in all_sends if scope.has_send(send)), key=lambda s: (s.at_ms, s.identifier)
-    )
     ended = [batch for batch in batches if ended_at_ms(batch) is not None]
     running = [batch.batch_id for batch in batches if ended_at_ms(batch) is None]
     report = Report([], [], len(ended), running, sends=sends)
@@ -108,7 +107,7 @@ async def reconcile(places: Places, scope: Scope, now_ms: int) -> Report:
     report.entries = books.entries()
     await _look_at_lines(places, ended, report)
     if places.sink is not None:
-        report.sums = await _ask_sink(places.sink, places.sleep, all_sends, sends, now_ms)
+        report.sums = await _ask_sink(places, places.sink, sends, now_ms)
     return report
 
 
@@ -143,15 +142,15 @@ async def _look_at_lines(places: Places, ended: Iterable[BatchSnapshot], report:
 
 
 async def _ask_sink(
-    sink: MeterSink,
-    sleep: Sleep,
-    all_sends: Iterable[MeterSend],
-    sends: Iterable[MeterSend],
-    now_ms: int,
+    places: Places, sink: MeterSink, sends: Iterable[MeterSend], now_ms: int
 ) -> list[Checked]:
-    books = SinkBooks(all_sends, now_ms, int(sink.sums_lag_s * 1000))
-    check = SinkCheck(sink, books, sleep)
-    return [await check.check(range_) for range_ in books.ranges(sends)]
+    wanted = ranges(sends)
+    if not wanted:
+        return []
+    beside = await read_sends(places.reader([METER_SEND]), Within(wanted).has)
+    books = SinkBooks(beside, now_ms, int(sink.sums_lag_s * 1000))
+    check = SinkCheck(sink, books, places.sleep)
+    return [await check.check(range_) for range_ in wanted]
 
 
 def _key(batch: BatchSnapshot) -> Key:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 
 from api.billing import all_records
 from api.log_port import LogReader
@@ -10,19 +10,26 @@ from api.reconcile.scope import Scope
 from schemas.records import BatchSnapshot, MeterSend, UsageRecorded
 from streams.domain.billing.recorded import RecordedLines
 
+#: The clocks of whoever creates a batch and of whoever writes its usage differ by less.
+_SLACK_MS = 3_600_000
+
 Key = tuple[str, str]
 
 
-async def read_sends(reader: LogReader) -> list[MeterSend]:
-    """The latest state of every amount; `reader` is a fresh one of METER_SEND."""
+async def read_sends(reader: LogReader, wanted: Callable[[MeterSend], bool]) -> list[MeterSend]:
+    """The latest state of amounts that are wanted, in order; `reader`: a fresh one of METER_SEND.
+
+    Memory holds these, not all that ever were.
+    """
     latest: dict[str, MeterSend] = {}
     async for read in all_records(reader):
         send = read.record
-        if isinstance(send, MeterSend):
+        # One that no longer is what is wanted must still replace what it was.
+        if isinstance(send, MeterSend) and (send.identifier in latest or wanted(send)):
             known = latest.get(send.identifier)
             if known is None or known.watermark < send.watermark:
                 latest[send.identifier] = send
-    return list(latest.values())
+    return sorted(filter(wanted, latest.values()), key=lambda send: (send.at_ms, send.identifier))
 
 
 async def read_batches(reader: LogReader, scope: Scope) -> list[BatchSnapshot]:
@@ -40,7 +47,7 @@ async def read_batches(reader: LogReader, scope: Scope) -> list[BatchSnapshot]:
 
 
 async def read_lines(
-    reader: LogReader, batches: Iterable[BatchSnapshot], *, with_usage: bool
+    reader: LogReader, batches: Sequence[BatchSnapshot], *, with_usage: bool
 ) -> dict[Key, RecordedLines]:
     """What was recorded of these batches' lines; `reader` is a fresh one of USAGE_RECORDED."""
     found = {
@@ -48,7 +55,8 @@ async def read_lines(
         for batch in batches
     }
     if found:
-        async for read in all_records(reader):
+        since_ms = min(batch.created_at_ms for batch in batches) - _SLACK_MS
+        async for read in all_records(reader, since_ms):
             record = read.record
             if isinstance(record, UsageRecorded):
                 lines = found.get((record.tenant, record.batch_id))

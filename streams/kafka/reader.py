@@ -108,6 +108,24 @@ class TopicReader:
             await asker.stop()
             raise friendly(error, self._settings) from error
 
+    async def go_to(self, at_ms: int) -> None:
+        """Goes on with what came at that time (Unix milliseconds) or later. Raises KafkaBaseError.
+
+        In each partition: at the first record whose time isn't before, else at its end. The
+        in-memory broker is less exact, and brings more.
+        """
+        consumer = self._started(self._consumer)
+        try:
+            ends = await consumer.end_offsets(self._partitions)
+            found = await consumer.offsets_for_times(dict.fromkeys(self._partitions, at_ms))
+        except (KafkaError, OSError) as error:
+            raise friendly(error, self._settings) from error
+        for tp in self._partitions:
+            first = found.get(tp)
+            offset = ends[tp] if first is None else first.offset
+            consumer.seek(tp, offset)
+            self._positions[self._place(tp)] = offset
+
     async def poll(self, timeout_s: float = 0.2) -> list[ReadRecord]:
         """What has arrived, at most 2000 records; waits up to `timeout_s` for the first.
 

@@ -143,6 +143,24 @@ async def test_what_was_sent_is_read_with_its_key_its_place_and_its_end(
     await producer.stop()
 
 
+@pytest.mark.real_kafka
+async def test_reading_may_begin_at_a_time(kafka_settings: Settings) -> None:
+    await apply_topics(kafka_settings)
+    producer, reader = RecordProducer(kafka_settings), TopicReader(kafka_settings, [FILE])
+    await producer.start()
+    for number in range(20):
+        await producer.send(FILE, f"file-{number}", _file(f"file-{number}"))
+        await asyncio.sleep(0.001)
+    await reader.start()
+    found = await _read_to_end(reader)
+    for at_ms in (found[0].timestamp_ms, found[-1].timestamp_ms, found[-1].timestamp_ms + 1000):
+        await reader.go_to(at_ms)
+        wanted = {read.key for read in found if read.timestamp_ms >= at_ms}
+        assert {read.key for read in await _read_to_end(reader)} == wanted
+    await reader.stop()
+    await producer.stop()
+
+
 async def test_the_largest_record_fits_and_a_larger_one_is_refused_before_it_is_sent(
     kafka_settings: Settings,
 ) -> None:

@@ -20,6 +20,8 @@ from streams.domain.billing.reconcile import (
     Expected,
     Range,
     SinkBooks,
+    Within,
+    ranges,
 )
 from streams.domain.billing.send import FLAGGED, NO_CUSTOMER, UNCLEAR
 from streams.domain.billing.tokens import split
@@ -235,7 +237,7 @@ _ACCOUNT = Account("ada", "b", "a", "input")
 
 def _sink(sends: Sequence[MeterSend], *, lag_ms: int = 0) -> tuple[SinkBooks, list[Range]]:
     books = SinkBooks(sends, _NOW_MS + 10 * _MINUTE_MS, lag_ms)
-    return books, books.ranges(sends)
+    return books, ranges(sends)
 
 
 def test_ranges_are_whole_minutes_around_the_sends_of_a_customer_and_meter() -> None:
@@ -246,13 +248,13 @@ def test_ranges_are_whole_minutes_around_the_sends_of_a_customer_and_meter() -> 
         _send(_ACCOUNT, 4, customer="cus_bo"),
         _send(_ACCOUNT, 8, customer=None, state=SendState.PENDING),
     ]
-    books, ranges = _sink(sends)
-    assert [(r.customer, r.start_ms, r.minutes) for r in ranges] == [
+    books, found = _sink(sends)
+    assert [(r.customer, r.start_ms, r.minutes) for r in found] == [
         ("cus_ada", at_ms, 4),
         ("cus_bo", at_ms, 1),
     ]
-    assert books.expected(ranges[0]) == Expected(3, 3)
-    first, second = ranges[0].halves()
+    assert books.expected(found[0]) == Expected(3, 3)
+    first, second = found[0].halves()
     assert (first.minutes, second.minutes, first.end_ms) == (2, 2, second.start_ms)
 
 
@@ -260,7 +262,21 @@ def test_all_sends_of_the_range_count_whatever_batch_they_are_of() -> None:
     mine = _send(_ACCOUNT, 1)
     other = _send(Account("ada", "other", "a", "input"), 2)
     books = SinkBooks([mine, other], _NOW_MS + _MINUTE_MS, 0)
-    assert books.expected(books.ranges([mine])[0]) == Expected(3, 3)
+    assert books.expected(ranges([mine])[0]) == Expected(3, 3)
+
+
+def test_only_sends_of_a_range_belong_to_it() -> None:
+    mine = _send(_ACCOUNT, 1)
+    within = Within(ranges([mine]))
+    assert within.has(replace(mine, batch_id="other"))
+    others: list[dict[str, object]] = [
+        {"customer": "cus_bo"},
+        {"event_name": "other"},
+        {"at_ms": mine.at_ms + _MINUTE_MS},
+        {"at_ms": mine.at_ms - _MINUTE_MS},
+        {"customer": None, "event_name": None},
+    ]
+    assert not any(within.has(replace(mine, **other)) for other in others)
 
 
 @pytest.mark.parametrize(

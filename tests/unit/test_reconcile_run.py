@@ -245,3 +245,37 @@ async def test_of_real_time_requests_what_waits_and_what_is_billed_is_compared()
     assert {(entry.output, entry.ledger) for entry in report.entries} == {(None, None)}
     assert report.sums
     assert all(checked.sum.agrees for checked in report.sums)
+
+
+async def test_another_batch_s_amount_in_the_same_minute_counts_at_stripe() -> None:
+    world = await _billed(batch_1=[("m", used(10))], batch_2=[("m", used(20))])
+    report = await world.reconcile(Scope(batch_id="batch_1"))
+    assert report.balanced
+    [checked] = report.sums or []
+    assert (checked.sum.expected.least, checked.sum.found) == (30, 30)
+    assert report.tokens == 10
+
+
+async def test_an_amount_that_has_another_customer_by_now_is_not_expected_at_the_first() -> None:
+    world = await _billed(batch_1=[("m", used(10))])
+    [send] = world.meter.published.values()
+    early = replace(send, identifier="moved", watermark=1, tokens=5)
+    late = replace(early, watermark=2, customer="cus_bo", state=SendState.SENT)
+    for record in (early, late):
+        await world.log.send(METER_SEND, "moved", record)
+    report = await world.reconcile()
+    at_first = [c for c in report.sums or [] if c.sum.range.customer == "cus_ada"]
+    assert [c.sum.expected.least for c in at_first] == [10]
+
+
+async def test_usage_is_read_from_when_the_first_batch_that_is_meant_was_created() -> None:
+    world = BooksWorld()
+    await world.batch("batch_1", [("small", used(5, 3)), ("large", used(7, 2, 4))])
+    world.clock.advance(7200)
+    await world.batch("batch_2", [("small", used(5, 3)), ("large", used(7, 2, 4))])
+    reader = world.log.reader([USAGE_RECORDED])
+    await reader.start()
+    await reader.go_to(world.clock.now_ms() - 3_600_000)
+    assert len(await reader.poll()) == 1
+    report = await world.reconcile(Scope(batch_id="batch_2"))
+    assert {entry.account.model for entry in report.entries} == {"small", "large"}

@@ -265,8 +265,33 @@ class Expected:
         return self.least <= found <= self.most
 
 
+def ranges(sends: Iterable[MeterSend]) -> list[Range]:
+    """The ranges that hold these sends, one for each customer and meter."""
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+    for send in sends:
+        if send.customer is None or send.event_name is None:
+            continue
+        minute = minute_of(send.at_ms)
+        key = (send.customer, send.event_name)
+        start, end = found.get(key, (minute, minute))
+        found[key] = (min(start, minute), max(end, minute))
+    return sorted(Range(*key, start, end + MINUTE_MS) for key, (start, end) in found.items())
+
+
+class Within:
+    """Tells which sends belong to some of these ranges, one for each customer and meter."""
+
+    def __init__(self, wanted: Iterable[Range]) -> None:
+        self._ranges = {(range_.customer, range_.event_name): range_ for range_ in wanted}
+
+    def has(self, send: MeterSend) -> bool:
+        """Whether it does."""
+        range_ = self._ranges.get((send.customer or "", send.event_name or ""))
+        return range_ is not None and range_.start_ms <= send.at_ms < range_.end_ms
+
+
 class SinkBooks:
-    """What the sink should have: all sends by customer and meter."""
+    """What the sink should have, of all sends in some ranges."""
 
     def __init__(self, sends: Iterable[MeterSend], now_ms: int, lag_ms: int) -> None:
         """lag_ms: how long the sink's sums may lack what it has taken."""
@@ -275,18 +300,6 @@ class SinkBooks:
         for send in sends:
             if send.customer is not None and send.event_name is not None:
                 self._sends.setdefault((send.customer, send.event_name), []).append(send)
-
-    def ranges(self, wanted: Iterable[MeterSend]) -> list[Range]:
-        """The ranges that hold these sends, one for each customer and meter."""
-        found: dict[tuple[str, str], tuple[int, int]] = {}
-        for send in wanted:
-            if send.customer is None or send.event_name is None:
-                continue
-            minute = minute_of(send.at_ms)
-            key = (send.customer, send.event_name)
-            start, end = found.get(key, (minute, minute))
-            found[key] = (min(start, minute), max(end, minute))
-        return sorted(Range(*key, start, end + MINUTE_MS) for key, (start, end) in found.items())
 
     def within(self, range_: Range) -> list[MeterSend]:
         """The sends of that customer and meter in the range."""
