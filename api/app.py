@@ -24,6 +24,7 @@ from api.protocol import EnvelopeRunner
 from api.read_model.follower import Follower
 from api.read_model.prompt_queries import PromptQueries
 from api.read_model.queries import Queries
+from api.read_model.realtime_rows import RealtimeQueries
 from api.read_model.schema import TOPICS
 from api.read_model.store import ReadModelStore
 from api.read_model.webhook_rows import WebhookQueries
@@ -39,6 +40,7 @@ from api.routes import (
     prompt_versions,
     prompts,
     realtime,
+    realtime_usage,
     retry,
     stripe_webhook,
     usage,
@@ -84,6 +86,7 @@ def build_app(
     middleware.install(app)
     for module in (
         *(files, content, cost_estimate, batches, from_prompt, batch_control, retry, usage, models),
+        realtime_usage,
         *(prompts, prompt_versions, realtime, webhooks, webhook_changes),
     ):
         app.add_routes(module.routes)
@@ -151,6 +154,7 @@ async def assembled(
             queries=queries,
             prompts=PromptQueries(rows.reader),
             webhooks=WebhookQueries(rows.reader),
+            realtime_usage=RealtimeQueries(rows.reader),
             store=object_store,
             keyring=keyring,
             catalogue=catalogue,

@@ -25,6 +25,7 @@ from api.prompts.facts import PromptFacts
 from api.read_model.follower import Follower
 from api.read_model.prompt_queries import PromptQueries
 from api.read_model.queries import Queries
+from api.read_model.realtime_rows import RealtimeQueries
 from api.read_model.store import ReadModelStore
 from api.read_model.webhook_rows import WebhookQueries
 from api.realtime.lane import Lane
@@ -86,6 +87,7 @@ class Gateway:
     queries: Queries
     prompts: PromptQueries
     webhooks: WebhookQueries
+    realtime_usage: RealtimeQueries
     store: ObjectStore
     keyring: Keyring
     catalogue: ModelCatalogue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
@@ -12,6 +13,8 @@ from api.errors import InvalidRequest
 from streams.domain.clock import Clock
 
 GROUPS = ("day", "model", "batch", "key")
+GROUPS_OF_REALTIME = ("day", "model")
+_KNOWN_OF_REALTIME = ("group_by", "start_time", "end_time", "format")
 _KNOWN = ("group_by", "start_time", "end_time", "limit", "after", "format")
 _FORMATS = ("json", "csv")
 _DEFAULT_DAYS = 30
@@ -47,9 +50,20 @@ class UsageQuery:
 
 def usage_query(request: web.Request, clock: Clock) -> UsageQuery:
     """The request's parameters. Raises InvalidRequest."""
+    return _parsed(request, clock, _KNOWN, GROUPS)
+
+
+def realtime_usage_query(request: web.Request, clock: Clock) -> UsageQuery:
+    """The same for usage of real-time requests, all in one page. Raises InvalidRequest."""
+    return _parsed(request, clock, _KNOWN_OF_REALTIME, GROUPS_OF_REALTIME)
+
+
+def _parsed(
+    request: web.Request, clock: Clock, known: Sequence[str], offered: Sequence[str]
+) -> UsageQuery:
     query = request.query
-    checks.known_only(dict(query), _KNOWN)
-    groups = _groups(query.getall("group_by", ["day"]))
+    checks.known_only(dict(query), known)
+    groups = _groups(query.getall("group_by", ["day"]), offered)
     end_s = _time(query.get("end_time"), "end_time") or clock.now_ms() // 1000 + 1
     first_s = (end_s - 1) // _DAY_S * _DAY_S - (_DEFAULT_DAYS - 1) * _DAY_S
     start_s = _time(query.get("start_time"), "start_time")
@@ -85,11 +99,11 @@ def day_start_s(day: str) -> int:
         raise _invalid("after", "expected a day such as 2026-11-28.") from error
 
 
-def _groups(values: list[str]) -> frozenset[str]:
+def _groups(values: list[str], offered: Sequence[str]) -> frozenset[str]:
     groups = [group for value in values for group in value.split(",") if group]
     for group in groups:
-        if group not in GROUPS:
-            raise checks.unsupported("group_by", group, GROUPS)
+        if group not in offered:
+            raise checks.unsupported("group_by", group, offered)
     return frozenset(groups)
 
 

@@ -164,9 +164,14 @@ class Client:
                 return
             asked["after"] = str(answer["next_page"])
 
-    def usage_csv(self, query: Mapping[str, str]) -> Iterator[bytes]:
+    def realtime_usage(self, query: Mapping[str, str]) -> Iterator[Json]:
+        """The rows of a report of real-time usage."""
+        yield from self.http.json("GET", f"/usage/realtime?{urlencode(query)}")["data"]
+
+    def usage_csv(self, query: Mapping[str, str], *, realtime: bool = False) -> Iterator[bytes]:
         """The same as CSV, in chunks. Raises TransferFailed if it breaks, and as HTTP.json does."""
-        path = f"/usage?{urlencode({**query, 'format': 'csv'})}"
+        route = "/usage/realtime" if realtime else "/usage"
+        path = f"{route}?{urlencode({**query, 'format': 'csv'})}"
         try:
             with self.http.response("GET", path, None, {"Accept": "text/csv"}) as response:
                 if response.status >= http.client.BAD_REQUEST:

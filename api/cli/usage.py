@@ -17,6 +17,7 @@ from api.cli.terminal import note, out, out_json, printable
 
 _DAY_S = 86_400
 _GROUPS = ("day", "model", "batch", "key")
+_REALTIME_GROUPS = ("day", "model")
 _NAMES = {"day": "day", "model": "model", "batch": "batch_id", "key": "api_key_id"}
 _WIDTHS = {"day": 10, "model": 24, "batch": 38, "key": 53}
 _KEY_WIDTH = 36
@@ -35,6 +36,9 @@ def usage(
         str | None,
         typer.Option("--until", metavar="DATE", help="Last day, UTC. Default: today."),
     ] = None,
+    realtime: Annotated[
+        bool, typer.Option("--realtime", help="Of real-time requests; by day and model only.")
+    ] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for spreadsheets.")] = False,
     as_json: AsJSON = False,
     base_url: BaseURL = None,
@@ -44,11 +48,13 @@ def usage(
     """Show what your batches have used and cost, by day unless --by says otherwise.
 
     A batch counts whole on the day on which it was created. With --json one row a line.
+    Real-time requests are a report of their own; it is some minutes behind.
     """
     groups = by or ["day"]
+    offered = _REALTIME_GROUPS if realtime else _GROUPS
     for group in groups:
-        if group not in _GROUPS:
-            raise Misuse(f"--by {group!r} is none of day, model, batch and key.")
+        if group not in offered:
+            raise Misuse(f"--by {group!r} is none of {', '.join(offered)}.")
     query = {"group_by": ",".join(groups)}
     if since is not None:
         query["start_time"] = str(_day(since, "--since"))
@@ -56,28 +62,31 @@ def usage(
         query["end_time"] = str(_day(until, "--until") + _DAY_S)
     with client_for(base_url, api_key, data_dir) as client:
         if as_csv:
-            for chunk in client.usage_csv(query):
+            for chunk in client.usage_csv(query, realtime=realtime):
                 sys.stdout.write(chunk.decode())
-        elif as_json:
-            for row in client.usage(query):
+            return
+        rows = client.realtime_usage(query) if realtime else client.usage(query)
+        if as_json:
+            for row in rows:
                 out_json(row)
         else:
-            _show(client.usage(query), [group for group in _GROUPS if group in groups])
+            _show(rows, [group for group in _GROUPS if group in groups], batches=not realtime)
 
 
-def _show(rows: Iterable[Json], groups: list[str]) -> None:
+def _show(rows: Iterable[Json], groups: list[str], *, batches: bool) -> None:
     shown = False
     for row in rows:
         if not shown:
             names = "".join(f"{group.upper():<{_WIDTHS[group]}} " for group in groups)
-            out(f"{names}{'BATCHES':>8} {'TOKENS IN':>15} {'OUT':>15}  COST")
+            count = f"{'BATCHES':>8} " if batches else ""
+            out(f"{names}{count}{'TOKENS IN':>15} {'OUT':>15}  COST")
         shown = True
-        out(_line(row, groups))
+        out(_line(row, groups, batches=batches))
     if not shown:
         note("No usage in that time.")
 
 
-def _line(row: Json, groups: list[str]) -> str:
+def _line(row: Json, groups: list[str], *, batches: bool) -> str:
     used, cost = row.get("usage") or {}, row.get("cost")
     texts = [_text(row, group) for group in groups]
     names = "".join(f"{text:<{_WIDTHS[group]}} " for group, text in zip(groups, texts, strict=True))
@@ -86,7 +95,8 @@ def _line(row: Json, groups: list[str]) -> str:
         so_far = ", so far" if cost.get("status") == "estimate" else ""
         price = printable(f"{cost.get('billed')} {cost.get('currency')}") + so_far
     tokens = f"{used.get('input_tokens') or 0:>15,} {used.get('output_tokens') or 0:>15,}"
-    return f"{names}{row.get('batches') or 0:>8,} {tokens}  {price}"
+    count = f"{row.get('batches') or 0:>8,} " if batches else ""
+    return f"{names}{count}{tokens}  {price}"
 
 
 def _text(row: Json, group: str) -> str:

@@ -4,19 +4,20 @@ Rows and the topic offsets they come from are written in one transaction, so a r
 where the last transaction ended. Every statement may be repeated: a batch row is replaced only
 by a snapshot of no lower revision, a deleted file and a revoked key stay so whatever comes later.
 Stored prompts are in `prompt_rows`, commands to running batches in `control_rows`, webhooks in
-`webhook_rows`.
+`webhook_rows`, usage of real-time requests in `realtime_rows`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from api.read_model.control_rows import CONTROL_TABLES, control_statements, folded_statements
 from api.read_model.prompt_rows import PROMPT_TABLES, Statement, prompt_statements
+from api.read_model.realtime_rows import REALTIME_TABLES, realtime_statements
 from api.read_model.webhook_rows import WEBHOOK_TABLES, webhook_statements
 from schemas.records import (
     ApiKeyRecord,
@@ -38,6 +39,7 @@ from schemas.topics import (
     BATCH_COMMAND,
     BATCH_STATUS,
     FILE,
+    METER_SEND,
     PROMPT,
     WEBHOOK,
     WEBHOOK_DELIVERY,
@@ -54,9 +56,10 @@ TOPICS: tuple[Topic, ...] = (
     PROMPT,
     WEBHOOK,
     WEBHOOK_DELIVERY,
+    METER_SEND,
 )
 
-TABLES = f"""{PROMPT_TABLES}{CONTROL_TABLES}{WEBHOOK_TABLES}
+TABLES = f"""{PROMPT_TABLES}{CONTROL_TABLES}{WEBHOOK_TABLES}{REALTIME_TABLES}
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE positions (
     topic TEXT NOT NULL, partition INTEGER NOT NULL, next_offset INTEGER NOT NULL,
@@ -134,15 +137,21 @@ ON CONFLICT (key_id) DO UPDATE SET
     name = excluded.name, revoked_ms = coalesce(keys.revoked_ms, excluded.revoked_ms)
 """
 
+#: Topics whose tables are in modules of their own.
+_ELSEWHERE: Mapping[str, Callable[[ReadRecord], Iterator[Statement]]] = {
+    PROMPT.name: prompt_statements,
+    WEBHOOK.name: webhook_statements,
+    WEBHOOK_DELIVERY.name: webhook_statements,
+    METER_SEND.name: realtime_statements,
+}
+
 
 def statements(records: list[ReadRecord]) -> Iterator[Statement]:
     """The statements that fold these records into the tables, in their order."""
     for read in records:
-        if read.topic is PROMPT:
-            yield from prompt_statements(read)
-            continue
-        if read.topic in (WEBHOOK, WEBHOOK_DELIVERY):
-            yield from webhook_statements(read)
+        elsewhere = _ELSEWHERE.get(read.topic.name)
+        if elsewhere is not None:
+            yield from elsewhere(read)
             continue
         match read.record:
             case BatchCreate() as create:

@@ -133,6 +133,17 @@ def test_usage_is_a_table_of_all_pages(gateway: FakeGateway) -> None:
     assert gateway.requests == [("GET", first), ("GET", f"{first}&after=2026-11-28")]
 
 
+def test_usage_of_real_time_requests_is_a_report_of_its_own(gateway: FakeGateway) -> None:
+    gateway.usage = [{"data": [_used("2026-11-28")], "has_more": False}]
+    assert backhaul("usage", "--realtime").stdout.splitlines() == [
+        "DAY              TOKENS IN             OUT  COST",
+        "2026-11-28       1,234,567              89  -",
+    ]
+    assert gateway.requests == [("GET", "/v1/usage/realtime?group_by=day")]
+    refused = backhaul("usage", "--realtime", "--by", "batch")
+    assert (refused.exit_code, "day, model" in refused.stderr) == (2, True)
+
+
 def test_usage_as_csv_is_what_the_server_sends(gateway: FakeGateway) -> None:
     result = backhaul("usage", "--by", "day", "--by", "model", "--csv")
     assert result.stdout.splitlines() == ["day,model", "2026-11-28,m1"]

@@ -85,6 +85,7 @@ class FakeGateway:
                 web.get("/v1/files/{id}/content", self._get_content),
                 web.post("/v1/files/{id}/cost-estimate", self._estimate),
                 web.get("/v1/usage", self._usage),
+                web.get("/v1/usage/realtime", self._usage),
                 web.post("/v1/batches", self._post_batch),
                 web.get("/v1/batches", self._list_batches),
                 web.get("/v1/batches/{id}", self._get_batch),
