@@ -90,13 +90,14 @@ async def _change(catalogue: BillingCatalogue, steps: tuple[Step, ...], *, as_js
 def _wanted(settings: Settings) -> tuple[Wanted, ...]:
     """What the price book needs. Raises Misuse."""
     from streams.domain.billing.catalogue import CatalogueError, wanted_of
-    from streams.domain.billing.prices import PriceBookError
+    from streams.domain.billing.prices import REALTIME, PriceBookError
     from streams.prices import read_prices
 
     if settings.prices_file is None:
         raise Misuse("There is no price book.", "Set BACKHAUL_PRICES_FILE to its file.")
     try:
-        return wanted_of(read_prices(settings.prices_file), settings.completion_windows)
+        windows = (*settings.completion_windows, REALTIME)
+        return wanted_of(read_prices(settings.prices_file), windows)
     except (PriceBookError, CatalogueError) as error:
         raise Misuse(str(error)) from error
 

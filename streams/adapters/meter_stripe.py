@@ -49,7 +49,7 @@ class StripeMeterSink:
             max_network_retries=_RETRIES,
         )
         #: Ids of meters by event name.
-        self._meters: dict[str, str] = {}
+        self._meters: dict[str, list[str]] = {}
 
     async def send(self, event: MeterEvent) -> None:
         """Creates a meter event; one with its identifier is as good."""
@@ -74,17 +74,19 @@ class StripeMeterSink:
     async def total(self, customer: str, event_name: str, start_ms: int, end_ms: int) -> int:
         """The sum of the meter's event summaries."""
         async with _told():
-            meter = await self._meter(event_name)
-            found = await self._client.v1.billing.meters.event_summaries.list_async(
-                meter,
-                {
-                    "customer": customer,
-                    "start_time": start_ms // 1000,
-                    "end_time": end_ms // 1000,
-                    "limit": _PAGE,
-                },
-            )
-            return sum([int(summary.aggregated_value) async for summary in _all(found)])
+            asked: Any = {
+                "customer": customer,
+                "start_time": start_ms // 1000,
+                "end_time": end_ms // 1000,
+                "limit": _PAGE,
+            }
+            total = 0
+            for meter in await self._named(event_name):
+                found = await self._client.v1.billing.meters.event_summaries.list_async(
+                    meter, asked
+                )
+                total += sum([int(summary.aggregated_value) async for summary in _all(found)])
+            return total
 
     async def cancel(self, identifier: str, event_name: str) -> None:
         """Creates a meter event adjustment."""
@@ -101,11 +103,14 @@ class StripeMeterSink:
         """Closes the connections."""
         await self._http.close_async()  # type: ignore[no-untyped-call]
 
-    async def _meter(self, event_name: str) -> str:
+    async def _named(self, event_name: str) -> list[str]:
+        """The meter of this name, and archived ones that had it before."""
         if event_name not in self._meters:
             listed = await self._client.v1.billing.meters.list_async({"limit": _PAGE})
+            found: dict[str, list[str]] = {}
             async for meter in _all(listed):
-                self._meters[meter.event_name] = meter.id
+                found.setdefault(meter.event_name, []).append(meter.id)
+            self._meters = found
         if event_name not in self._meters:
             raise EventRefused(RefusalCode.NO_METER)
         return self._meters[event_name]

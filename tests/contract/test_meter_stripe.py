@@ -33,15 +33,22 @@ class Stripe:
     headers: dict[str, str] = field(default_factory=dict)
     forms: list[dict[str, str]] = field(default_factory=list)
     versions: list[str] = field(default_factory=list)
+    #: Meters of one name.
+    meters: int = 1
+    paths: list[str] = field(default_factory=list)
 
     async def answer(self, request: web.Request) -> web.Response:
+        self.paths.append(request.path)
         self.versions.append(request.headers.get("Stripe-Version", ""))
         self.forms.append({k: str(v) for k, v in (await request.post()).items()})
         if self.error is not None:
             body: dict[str, Any] = {"error": {"type": "invalid_request_error", **self.error}}
         elif request.path.endswith("/meters"):
-            meter = {"object": "billing.meter", "id": "mtr_1", "event_name": _EVENT.event_name}
-            body = {"object": "list", "data": [meter], "has_more": False, "url": "/v1"}
+            data: list[dict[str, Any]] = [
+                {"object": "billing.meter", "id": f"mtr_{n}", "event_name": _EVENT.event_name}
+                for n in range(self.meters)
+            ]
+            body = {"object": "list", "data": data, "has_more": False, "url": "/v1"}
         elif request.path.endswith("/event_summaries"):
             data = [{"object": "billing.meter_event_summary", "id": "s", "aggregated_value": 7.0}]
             body = {"object": "list", "data": data, "has_more": False, "url": "/v1"}
@@ -84,6 +91,14 @@ async def test_sums_are_those_of_the_summaries() -> None:
         assert await sink.total("cus_1", _EVENT.event_name, 0, 60_000) == 7
         with pytest.raises(EventRefused, match="no_meter"):
             await sink.total("cus_1", "unknown", 0, 60_000)
+
+
+async def test_the_sums_of_a_meter_that_was_made_anew_are_those_of_the_one_before_too() -> None:
+    server = Stripe(meters=2)
+    async with _stripe(server) as sink:
+        assert await sink.total("cus_1", _EVENT.event_name, 0, 60_000) == 14
+    asked = [path for path in server.paths if path.endswith("/event_summaries")]
+    assert asked == [f"/v1/billing/meters/mtr_{number}/event_summaries" for number in (0, 1)]
 
 
 async def test_an_identifier_that_stripe_knows_is_as_good_as_taken() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from schemas.records import MeterSend, SendState
-from schemas.topics import METER_SEND
+from schemas.records import BillingReport, BillingReportError, MeterSend, SendState
+from schemas.topics import BILLING_REPORT, METER_SEND
 from streams.domain.billing.send import TOO_OLD
 from streams.kafka.producer import RecordProducer
 from streams.settings import Settings
@@ -61,12 +61,18 @@ async def test_operators_set_customers_and_see_what_waits_for_them(
         reason=TOO_OLD,
         changed_at_ms=1,
     )
+    error = BillingReportError(code="no_meter", count=1, identifiers=("a",))
+    report = BillingReport(
+        event_id="evt_1", event_type="t", at_ms=1, meter_id="mtr_1", asked=True, errors=(error,)
+    )
     producer = RecordProducer(kafka_settings)
     await producer.start()
     try:
         await producer.send(METER_SEND, parked.identifier, parked)
+        await producer.send(BILLING_REPORT, report.event_id, report)
     finally:
         await producer.stop()
     told = backhaul(kafka_settings, "billing", "status")
     assert told.returncode == 1
     assert TOO_OLD in told.stdout
+    assert "a: acme, 10 input tokens of m, batch_1, parked" in told.stdout

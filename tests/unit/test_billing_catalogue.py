@@ -28,7 +28,7 @@ from streams.domain.billing.catalogue import (
     wanted_of,
 )
 from streams.domain.billing.meters import meter_of
-from streams.domain.billing.prices import PriceBook, parse_prices
+from streams.domain.billing.prices import REALTIME, PriceBook, parse_prices
 from streams.domain.billing.tokens import TokenType
 from streams.ports.billing_catalogue import CatalogueUnavailable
 
@@ -70,10 +70,10 @@ def test_every_line_and_type_of_token_has_a_meter_named_as_the_meter_role_names_
         },
     ]
     book = _book(dated, default={"input": "5", "output": "15"})
-    wanted = wanted_of(book, ["24h", "1h"])
+    wanted = wanted_of(book, ["24h", REALTIME])
     expected = {
         meter_of(token_type, line.window, line)
-        for line in book.lines(["24h", "1h"])
+        for line in book.lines(["24h", REALTIME])
         for token_type in TokenType
     }
     assert {one.event_name for one in wanted} == expected

@@ -45,12 +45,13 @@ def test_it_shows_the_plan_and_with_a_yes_changes_things_once(
     first = _sync("--yes")
     assert first.exit_code == 0, first.output
     assert f"create   price    {_INPUT}: 0.075 usd per million tokens" in first.stdout
-    assert "0 stay as they are, 9 change." in first.stdout
+    assert "0 stay as they are, 18 change." in first.stdout
+    assert "_realtime_input_tokens_m_1970-01-01: 0.15 usd per million tokens" in first.stdout
     assert "Stripe agrees with the price book." in first.stdout
     second = _sync()
     assert second.exit_code == 0
-    assert second.stdout == "9 stay as they are, 0 change.\n"
-    assert len(catalogue.done) == 9
+    assert second.stdout == "18 stay as they are, 0 change.\n"
+    assert len(catalogue.done) == 18
 
 
 def test_a_dry_run_changes_nothing_and_says_by_its_exit_code_whether_there_is_a_difference(
@@ -58,7 +59,7 @@ def test_a_dry_run_changes_nothing_and_says_by_its_exit_code_whether_there_is_a_
 ) -> None:
     found = _sync("--dry-run")
     assert found.exit_code == 1
-    assert "9 change." in found.stdout
+    assert "18 change." in found.stdout
     assert catalogue.done == []
     _sync("--yes")
     assert _sync("--dry-run", "--yes").exit_code == 0
@@ -73,7 +74,7 @@ def test_where_nobody_can_answer_nothing_is_changed_without_yes(
     assert catalogue.done == []
 
 
-@pytest.mark.parametrize(("answer", "done", "code"), [("y\n", 9, 0), ("n\n", 0, 1)])
+@pytest.mark.parametrize(("answer", "done", "code"), [("y\n", 18, 0), ("n\n", 0, 1)])
 def test_a_person_is_asked(
     catalogue: FakeBillingCatalogue,
     monkeypatch: pytest.MonkeyPatch,
@@ -83,7 +84,7 @@ def test_a_person_is_asked(
 ) -> None:
     monkeypatch.setattr(billing_sync, "_somebody_answers", lambda: True)
     found = _sync(answer=answer)
-    assert "Make these 9 changes at Stripe?" in found.stderr
+    assert "Make these 18 changes at Stripe?" in found.stderr
     assert found.exit_code == code
     assert len(catalogue.done) == done
 
@@ -96,7 +97,7 @@ def test_what_only_a_person_can_mend_is_named_with_its_remedy_and_the_rest_is_do
     assert found.exit_code == 1
     assert f"differs  product  {_INPUT}" in found.stdout
     assert "metadata" in found.stderr
-    assert len(catalogue.done) == 6
+    assert len(catalogue.done) == 15
 
 
 def test_json_has_the_plan_and_each_step_that_was_done(catalogue: FakeBillingCatalogue) -> None:
@@ -121,10 +122,10 @@ def test_a_run_that_breaks_says_what_is_done_and_the_next_one_goes_on(
     catalogue.fault = lambda: next(coming, Fault.NONE)
     broken = _sync("--yes")
     assert broken.exit_code == 1
-    assert "Done before it: 4; left: 5." in " ".join(broken.stderr.split())
+    assert "Done before it: 4; left: 14." in " ".join(broken.stderr.split())
     assert "Run it again" in broken.stderr
     assert _sync("--yes").exit_code == 0
-    assert len(catalogue.prices) == 3
+    assert len(catalogue.prices) == 6
 
 
 def test_stripe_that_can_not_be_reached_is_told_apart(catalogue: FakeBillingCatalogue) -> None:

@@ -167,7 +167,7 @@ class Plan:
 
 
 def wanted_of(book: PriceBook, windows: Iterable[str]) -> tuple[Wanted, ...]:
-    """What the book needs for batches of these windows. Raises CatalogueError."""
+    """What the book needs for these windows, `REALTIME` among them. Raises CatalogueError."""
     found: dict[str, Wanted] = {}
     for line in book.lines(windows):
         for token_type in TokenType:
