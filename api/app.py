@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Protocol, TypedDict
 
 import structlog
 from aiohttp import web
@@ -116,8 +117,7 @@ async def assembled(
     read_model: its file; None for one in memory. Raises KafkaBaseError, ReadModelError,
     PriceBookError.
     """
-    clock = clock or SystemClock()
-    timeouts = timeouts or Timeouts()
+    clock, timeouts = clock or SystemClock(), timeouts or Timeouts()
     prices = load_prices(settings, clock, metrics)
     async with AsyncExitStack() as stack:
         rows = await ReadModelStore.open(read_model, identity=await identity(), clock=clock)
@@ -126,8 +126,7 @@ async def assembled(
         keyring = Keyring(queries, sync_timeout_s=timeouts.sync_s)
         follower = Follower(reader, identity, rows, clock, on_keys=keyring.forget)
         keyring.follower = follower
-        stack.push_async_callback(follower.stop)
-        await follower.start()
+        await _started(stack, follower)
         following = asyncio.create_task(follower.run(), name="follower")
         stack.push_async_callback(cancelled, following)
         catalogue = ModelCatalogue(upstreams, clock)
@@ -140,21 +139,16 @@ async def assembled(
             accept_s=timeouts.accept_s,
             silence_s=timeouts.silence_s,
         )
-        stack.push_async_callback(lane.stop)
-        await lane.start()
+        await _started(stack, lane)
         forecasts = Forecasts(forecast_reader, clock)
-        stack.push_async_callback(forecasts.stop)
-        await forecasts.start()
+        await _started(stack, forecasts)
         gateway = Gateway(
+            **_questions(rows),
             settings=settings,
             clock=clock,
             producer=producer,
             follower=follower,
-            rows=rows,
             queries=queries,
-            prompts=PromptQueries(rows.reader),
-            webhooks=WebhookQueries(rows.reader),
-            realtime_usage=RealtimeQueries(rows.reader),
             store=object_store,
             keyring=keyring,
             catalogue=catalogue,
@@ -167,6 +161,36 @@ async def assembled(
             timeouts=timeouts,
         )
         yield gateway, following
+
+
+class _Questions(TypedDict):
+    """What the gateway asks its read model, each kind in a module of its own."""
+
+    rows: ReadModelStore
+    prompts: PromptQueries
+    webhooks: WebhookQueries
+    realtime_usage: RealtimeQueries
+
+
+def _questions(rows: ReadModelStore) -> _Questions:
+    return {
+        "rows": rows,
+        "prompts": PromptQueries(rows.reader),
+        "webhooks": WebhookQueries(rows.reader),
+        "realtime_usage": RealtimeQueries(rows.reader),
+    }
+
+
+class _Startable(Protocol):
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+async def _started(stack: AsyncExitStack, part: _Startable) -> None:
+    """Starts a part, which stops with the stack, also if it only half started."""
+    stack.push_async_callback(part.stop)
+    await part.start()
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:

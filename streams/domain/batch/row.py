@@ -206,7 +206,7 @@ def to_row(batch: Batch) -> BatchRow:
 
 def from_row(row: BatchRow, chunks: Mapping[int, Ledger]) -> Batch:
     """The state that a row and the batch's chunks hold. Raises RowError."""
-    request, work = _request(row), _work(row)
+    work = _work(row)
     frozen = Counts(
         row.final_completed,
         row.final_failed,
@@ -217,7 +217,7 @@ def from_row(row: BatchRow, chunks: Mapping[int, Ledger]) -> Batch:
     # of earlier versions don't hold the prefix.
     prefix = max(row.frozen_prefix, accepted_prefix(chunks))
     common: dict[str, Any] = {
-        "request": request,
+        "request": _request(row),
         "terms": Terms(priority=row.priority, expires_at_ms=row.expires_at_ms),
         "watermark": row.watermark,
         "commands": row.commands,
@@ -253,19 +253,23 @@ def from_row(row: BatchRow, chunks: Mapping[int, Ledger]) -> Batch:
                 cancelling_at_ms=row.cancelling_at_ms,
             )
         case status if status in _ENDED_AT:
-            return Ended(
-                **common,
-                status=status,
-                work=work,
-                final=frozen,
-                finalizing_at_ms=row.finalizing_at_ms,
-                cancelling_at_ms=row.cancelling_at_ms,
-                ended_at_ms=getattr(row, _ENDED_AT[status]) or row.expires_at_ms,
-                output_file_id=row.output_file_id,
-                error_file_id=row.error_file_id,
-            )
+            return _ended(row, common, work, frozen)
         case status:
             raise RowError(f"a row with status {status.value} lacks what that status needs")
+
+
+def _ended(row: BatchRow, common: dict[str, Any], work: Work | None, final: Counts) -> Ended:
+    return Ended(
+        **common,
+        status=row.status,
+        work=work,
+        final=final,
+        finalizing_at_ms=row.finalizing_at_ms,
+        cancelling_at_ms=row.cancelling_at_ms,
+        ended_at_ms=getattr(row, _ENDED_AT[row.status]) or row.expires_at_ms,
+        output_file_id=row.output_file_id,
+        error_file_id=row.error_file_id,
+    )
 
 
 def _request(row: BatchRow) -> Request:
