@@ -116,10 +116,6 @@ class Gateway:
         default_factory=WeakValueDictionary
     )
 
-    def webhook_lock(self, endpoint_id: str) -> asyncio.Lock:
-        """Whoever changes the endpoint holds it."""
-        return self.webhook_locks.setdefault(endpoint_id, asyncio.Lock())
-
     def shown(self, batch: BatchSnapshot) -> JSON:
         """The Batch object, with its cost and what is foreseen for it."""
         return views.batch(batch, self.forecasts.of(batch), self.prices.current())

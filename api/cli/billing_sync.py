@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from streams.ports.billing_catalogue import BillingCatalogue
     from streams.settings import Settings
 
+_RIGHTS = "Nothing was changed. The key must be allowed to write meters, products and prices."
 _AGAIN = "Run it again: it goes on from there."
 
 
@@ -59,7 +60,7 @@ async def _sync(
     except CatalogueUnavailable as error:
         raise ServerUnreachable(str(error), "Nothing was changed; try again later.") from error
     except CatalogueRefused as error:
-        raise Failure(str(error), "Nothing was changed; look at the key's permissions.") from error
+        raise Failure(printable(str(error)), _RIGHTS) from error
     finally:
         await catalogue.close()
     if found.differences or (dry_run and found.steps):

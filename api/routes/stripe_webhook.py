@@ -6,6 +6,7 @@ log under the event's id, so that an event that comes again changes nothing.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter, OrderedDict
 
 import structlog
@@ -27,6 +28,9 @@ log = structlog.get_logger(__name__)
 
 #: Thin events have some hundred bytes.
 MAX_BYTES = 64 * 1024
+#: Requests at once, and how long a body may take: whoever asks has shown no key yet, and must not
+#: keep the gateway from others.
+MAX_AT_ONCE, _BODY_S = 16, 5.0
 #: Event ids remembered, so that a repeat asks Stripe nothing and is not counted again.
 _REMEMBERED = 10_000
 _CODES = frozenset(code.value for code in RefusalCode)
@@ -40,10 +44,18 @@ class StripeWebhook:
     def __init__(self, events: StripeEvents) -> None:
         self._events = events
         self._had: OrderedDict[str, None] = OrderedDict()
+        self._places = asyncio.Semaphore(MAX_AT_ONCE)
 
     async def receive(self, request: web.Request) -> web.Response:
         """Takes one event. Raises ApiError, KafkaBaseError, TimeoutError: Stripe repeats it."""
-        body = await read_body(request, MAX_BYTES)
+        if self._places.locked():
+            raise Unavailable("There are too many requests to this path.", code="overloaded")
+        async with self._places:
+            return await self._receive(request)
+
+    async def _receive(self, request: web.Request) -> web.Response:
+        async with asyncio.timeout(_BODY_S):
+            body = await read_body(request, MAX_BYTES)
         try:
             notice = self._events.verified(body, request.headers.get("Stripe-Signature"))
         except NoticeInvalid as error:

@@ -20,6 +20,8 @@ from schemas.topics import WEBHOOK
 from streams.domain.webhooks.endpoints import MAX_OLD, TooManySecretsError, rotated, updated
 from streams.domain.webhooks.events import SECRET_BYTES, secret_of
 
+_KEEP = "keep_old_secret_active_for_24_hours"
+
 routes = web.RouteTableDef()
 
 
@@ -49,7 +51,7 @@ async def rotate_secret(request: web.Request) -> web.Response:
     body = await json_object(request, empty=True)
     checks.known_only(body, (_KEEP,))
     keep = _flag(body, _KEEP) or False
-    async with gateway.webhook_lock(request.match_info["endpoint_id"]):
+    async with webhooks.lock_of(request):
         before = await _latest(request)
         secret = secret_of(secrets.token_bytes(SECRET_BYTES))
         try:
@@ -64,9 +66,6 @@ async def rotate_secret(request: web.Request) -> web.Response:
     return views.answer(webhook_views.endpoint(now, disabled, secret=True))
 
 
-_KEEP = "keep_old_secret_active_for_24_hours"
-
-
 async def _update(
     request: web.Request,
     *,
@@ -76,7 +75,7 @@ async def _update(
     enabled: bool | None = None,
 ) -> web.Response:
     gateway = request.app[GATEWAY]
-    async with gateway.webhook_lock(request.match_info["endpoint_id"]):
+    async with webhooks.lock_of(request):
         before = await _latest(request)
         now = updated(
             before,

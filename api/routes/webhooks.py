@@ -8,6 +8,7 @@ stands; they are answered once the log has them.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from typing import Any
 
@@ -80,9 +81,11 @@ async def get(request: web.Request) -> web.Response:
 @routes.delete(BASE + "/{endpoint_id}")
 async def delete(request: web.Request) -> web.Response:
     """Deletes an endpoint, its log, and what it has not been told yet."""
-    gateway, endpoint = request.app[GATEWAY], await endpoint_of(request)
-    place = await gateway.send(WEBHOOK, endpoint.endpoint_id, None)
-    await gateway.follower.reached(WEBHOOK, place, gateway.timeouts.read_back_s)
+    gateway = request.app[GATEWAY]
+    async with lock_of(request):
+        endpoint = await endpoint_of(request)
+        place = await gateway.send(WEBHOOK, endpoint.endpoint_id, None)
+        await gateway.follower.reached(WEBHOOK, place, gateway.timeouts.read_back_s)
     return views.answer(
         {"id": endpoint.endpoint_id, "object": "webhook_endpoint.deleted", "deleted": True}
     )
@@ -135,6 +138,12 @@ async def test(request: web.Request) -> web.Response:
             "event_id": event,
         }
     )
+
+
+def lock_of(request: web.Request) -> asyncio.Lock:
+    """Whoever changes or deletes the endpoint that the path names holds it."""
+    key = f"{request[TENANT]}/{request.match_info['endpoint_id']}"
+    return request.app[GATEWAY].webhook_locks.setdefault(key, asyncio.Lock())
 
 
 async def endpoint_of(request: web.Request) -> WebhookEndpoint:

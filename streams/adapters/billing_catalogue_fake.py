@@ -2,7 +2,7 @@
 
 | rule | here |
 |---|---|
-| an event name belongs to one active meter | creating or restoring a second is refused |
+| an event name belongs to one meter, archived or not | creating a second is refused |
 | a product's id is taken for good | creating it again is refused, unless it is the same step |
 | a lookup key belongs to one price | it moves to the price that is created or restored last |
 | a new price needs an active product and an active meter | refused otherwise |
@@ -80,9 +80,9 @@ class FakeBillingCatalogue:
                 self._price(step)
 
     def _meter(self, step: Step) -> None:
-        if self._meter_id(step.event_name) is not None:
-            raise CatalogueRefused(f"An active meter exists for {step.event_name}.")
         if step.action is Action.CREATE:
+            if any(m.event_name == step.event_name for m in self.meters.values()):
+                raise CatalogueRefused(f"A meter exists for {step.event_name}.")
             found_id = f"mtr_{len(self.meters)}"
             mapped = (FORMULA, CUSTOMER_KEY, VALUE_KEY)
             self.meters[found_id] = MeterThere(found_id, step.event_name, True, *mapped)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from api.app import stripe_events_of
-from api.routes.stripe_webhook import MAX_BYTES
+from api.routes.stripe_webhook import MAX_AT_ONCE, MAX_BYTES
 from schemas.metrics import Metrics
 from schemas.records import BillingReport, BillingReportError
 from schemas.topics import BILLING_REPORT
@@ -20,6 +21,7 @@ from streams.adapters.stripe_events_fake import FakeStripeEvents
 from streams.domain.clock import SystemClock
 from streams.settings import Settings
 from tests.support.gateway import GatewayUnderTest, running_gateway
+from tests.support.waiting import eventually
 
 PATH = "/stripe/webhook"
 _ERRORS = (
@@ -132,6 +134,29 @@ async def test_a_large_body_is_refused_before_it_is_checked() -> None:
     async with _world() as world:
         body = b" " * (MAX_BYTES + 1)
         assert (await world.post(body, {"Stripe-Signature": world.events.sign(body)}))[0] == 413
+
+
+async def test_whoever_sends_slowly_keeps_neither_others_nor_other_paths_waiting() -> None:
+    async with _world() as world:
+        lines = [f"POST {PATH} HTTP/1.1", "Host: x", "Content-Length: 9", "", ""]
+        writers = []
+        for _ in range(MAX_AT_ONCE):
+            _, writer = await asyncio.open_connection("127.0.0.1", world.gateway.port)
+            writer.write("\r\n".join(lines).encode())
+            writers.append(writer)
+
+        async def told() -> int:
+            return (await world.tell(type="other"))[0]
+
+        await eventually(lambda: _is(told(), 503), 5, "all places are taken")
+        assert await world.gateway.client().batches.list()
+        for writer in writers:
+            writer.close()
+        await eventually(lambda: _is(told(), 200), 5, "a place is free again")
+
+
+async def _is(found: Awaitable[int], expected: int) -> bool:
+    return await found == expected
 
 
 async def test_only_this_path_needs_no_key_and_only_post() -> None:

@@ -144,6 +144,19 @@ async def test_changes_at_once_all_stay(gateway: GatewayUnderTest) -> None:
     assert [old.secret for old in last.old_secrets] == [made["signing_secret"]]
 
 
+async def test_a_change_at_the_same_time_does_not_bring_a_deleted_endpoint_back(
+    gateway: GatewayUnderTest,
+) -> None:
+    _, made = await make(gateway)
+    we = made["id"]
+    deleted, (status, _) = await asyncio.gather(
+        gateway.http().delete(f"{BASE}/{we}"), post(gateway, we, {"name": "b"})
+    )
+    assert deleted.status == 200
+    assert status in (200, 404)
+    assert gateway.log.of(WEBHOOK)[-1].record is None
+
+
 async def test_a_change_that_another_gateway_s_overwrote_is_no_success(
     gateway: GatewayUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

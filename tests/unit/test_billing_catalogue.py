@@ -164,13 +164,14 @@ async def test_a_meter_that_somebody_archived_is_taken_into_use_again() -> None:
     assert await _brought(catalogue, _wanted()) == [f"restore meter {meter.id}"]
 
 
-async def test_an_archived_meter_of_another_kind_is_left_there_and_a_new_one_made() -> None:
+async def test_an_archived_meter_of_another_kind_keeps_its_name_to_itself() -> None:
     catalogue = FakeBillingCatalogue()
-    catalogue.meters["old"] = replace(_foreign_meter(), id="old", active=False)
-    await _brought(catalogue, _wanted())
-    (meter,) = [m for m in catalogue.meters.values() if m.active and m.event_name == _INPUT]
-    assert meter.formula == "sum"
-    assert not catalogue.meters["old"].active
+    catalogue.meters["old"] = replace(_foreign_meter(), active=False)
+    found = await planned(catalogue, _wanted())
+    assert [(one.thing, one.event_name) for one in found.differences] == [(Thing.METER, _INPUT)]
+    assert "valid_from" in found.differences[0].remedy
+    other = _wanted([{"valid_from": "1970-01-02", "input": "0.15", "output": "0.60"}])
+    assert (await planned(catalogue, other)).differences == ()
 
 
 async def test_a_price_of_ours_that_lost_its_lookup_key_gets_it_again() -> None:

@@ -272,22 +272,23 @@ class _Planner:
                 self._step(Action.ARCHIVE, Thing.PRODUCT, product.mark, product.id)
 
     def _meter(self, wanted: Wanted) -> str | None:
-        """Its id, '' if it is yet to be created; None if it is another kind of meter."""
+        """Its id, '' if it is yet to be created; None if the name is another kind of meter's."""
         name = wanted.event_name
         named = [meter for meter in self._found.meters if meter.event_name == name]
-        for meter in named:
-            if meter.active and meter.fits:
-                self.kept += 1
-                return meter.id
-            if meter.active:
-                self._differs(Thing.METER, name, meter.id, _other(meter), _ARCHIVE_METER)
-                return None
-        for meter in named:
-            if meter.fits:
-                self._step(Action.RESTORE, Thing.METER, name, meter.id)
-                return meter.id
-        self._step(Action.CREATE, Thing.METER, name, wanted=wanted)
-        return ""
+        named.sort(key=lambda meter: not meter.active)
+        best = next((meter for meter in named if meter.active or meter.fits), None)
+        if best is None and not named:
+            self._step(Action.CREATE, Thing.METER, name, wanted=wanted)
+            return ""
+        best = best or named[0]
+        if not best.fits:
+            self._differs(Thing.METER, name, best.id, _other(best), _OTHER_NAME)
+            return None
+        if best.active:
+            self.kept += 1
+        else:
+            self._step(Action.RESTORE, Thing.METER, name, best.id)
+        return best.id
 
     def _price(self, wanted: Wanted, terms: Terms) -> None:
         name = wanted.event_name
@@ -325,8 +326,9 @@ class _Planner:
 
 _MARK_IT = f"If it is to be ours, put {MARK} = its id into its metadata; then run this again."
 _GIVE_UP_KEY = "Take the lookup key from that price, then run this again."
-_ARCHIVE_METER = (
-    "Meters can't change: archive it at Stripe, then run this again. Until then its usage waits."
+_OTHER_NAME = (
+    "Meters can't change, and an archived one keeps its name. Give the line of the price book a "
+    "'valid_from' that is a day off: then its meters have other names. Until then its usage waits."
 )
 
 
