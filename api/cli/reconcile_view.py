@@ -10,7 +10,7 @@ from api.cli.terminal import note, out, out_json, printable
 from api.reconcile.run import Report
 from api.reconcile.sums import Checked, SinkSum
 from schemas.records import MeterSend, Usage
-from streams.domain.billing.reconcile import Difference, Entry, by_type
+from streams.domain.billing.reconcile import Difference, Entry, sums
 from streams.domain.billing.recorded import LineDifference
 
 #: Lines of a batch for people; --json has up to a thousand.
@@ -23,7 +23,7 @@ def print_all(report: Report) -> None:
     wrong = {difference.account for difference in report.differences}
     _table(e for e in report.entries if report.batches == 1 or e.account in wrong)
     if report.batches != 1:
-        _table(by_type(report.entries).values())
+        _table(sums(report.entries))
     _print_sums(report.sums)
     for difference in report.differences:
         out(_said(difference))
@@ -92,7 +92,7 @@ def _table(entries: Iterable[Entry]) -> None:
     heading = ""
     for entry in entries:
         account, sent = entry.account, entry.sent
-        of = printable(f"{account.tenant}, {account.batch_id or 'all batches'}, {account.model}")
+        of = printable(f"{account.tenant}, {account.batch_id}, {account.model}")
         if of != heading:
             heading = of
             out(of)
@@ -109,11 +109,11 @@ def _table(entries: Iterable[Entry]) -> None:
         out("")
 
 
-def _print_sums(sums: list[Checked] | None) -> None:
-    if not sums:
+def _print_sums(found: list[Checked] | None) -> None:
+    if not found:
         return
     out(f"{'CUSTOMER':<24} {'SENT':>16} {'BILLED':>16} METER, MINUTES")
-    for checked in sums:
+    for checked in found:
         _print_sum(checked.sum)
         for minute in checked.minutes:
             if minute.range != checked.sum.range:

@@ -22,6 +22,7 @@ from streams.domain.billing.reconcile import (
     SinkBooks,
     Within,
     ranges,
+    sums,
 )
 from streams.domain.billing.send import FLAGGED, NO_CUSTOMER, UNCLEAR
 from streams.domain.billing.tokens import split
@@ -228,6 +229,20 @@ def test_a_batch_whose_usage_is_not_known_by_model_is_compared_as_a_whole() -> N
     assert _close(batch, {"a": used(15), "x": used(0, 7)}, sends) == []
     [found] = _close(batch, _by_model(lines), sends[1:])
     assert found.account.model == ALL_MODELS
+
+
+def test_sums_are_by_tenant_model_and_type_and_real_time_is_apart() -> None:
+    books = Books()
+    for batch_id in ("b1", "b2"):
+        batch = snapshot(batch_id, [("a", used(10))], _NOW_MS)
+        books.add_batch(batch, {"a": used(10)} if batch_id == "b1" else None, settled=True)
+        books.add_send(_send(Account("ada", batch_id, "a", "input"), 10))
+    books.add_send(_send(Account("ada", "rt", "a", "input"), 3, completion_window=""))
+    found = [
+        (entry.account.batch_id, entry.output, entry.ledger, entry.sent.confirmed)
+        for entry in sums(books.entries())
+    ]
+    assert found == [("all batches", 10, 20, 20), ("real-time requests", None, None, 3)]
 
 
 # -- the sink --------------------------------------------------------------------------------

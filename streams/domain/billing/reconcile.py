@@ -26,6 +26,8 @@ from streams.domain.billing.tokens import split
 
 #: In place of a model, where a batch's usage is not known by model.
 ALL_MODELS = "(all)"
+#: In place of a batch, of sums.
+ALL_BATCHES, REALTIME_REQUESTS = "all batches", "real-time requests"
 #: The model of lines of an output file of which nobody says what they ran on.
 UNKNOWN_MODEL = "(unknown)"
 
@@ -325,18 +327,17 @@ class SinkBooks:
         return None if send.state is SendState.PARKED and send.reason == UNCLEAR else False
 
 
-def by_type(entries: Iterable[Entry]) -> dict[tuple[str, str, str], Entry]:
-    """Sums by tenant, model and type of token, as entries of no batch."""
-    found: dict[tuple[str, str, str], Entry] = {}
+def sums(entries: Iterable[Entry]) -> list[Entry]:
+    """Sums by tenant, model and type of token, of batches and of real-time requests apart."""
+    found: dict[Account, Entry] = {}
     for entry in entries:
         account = entry.account
-        key = (account.tenant, account.model, account.token_type)
-        if key not in found:
-            found[key] = Entry(Account(key[0], "", *key[1:]), None, None)
-        total = found[key]
+        of = REALTIME_REQUESTS if entry.ledger is None else ALL_BATCHES
+        key = Account(account.tenant, of, account.model, account.token_type)
+        total = found.setdefault(key, Entry(key, None, None))
         if entry.output is not None:
             total.output = (total.output or 0) + entry.output
         if entry.ledger is not None:
             total.ledger = (total.ledger or 0) + entry.ledger
         total.sent = total.sent.plus(entry.sent)
-    return dict(sorted(found.items()))
+    return [found[key] for key in sorted(found)]
