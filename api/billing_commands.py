@@ -9,11 +9,10 @@ from api.billing import all_records
 from api.log_port import LogProducer, LogReader
 from schemas.records import BillingCommand, BillingCommandKind, BillingDecision, MeterSend
 from schemas.topics import METER_SEND, USAGE_RECORDED, Topic
+from streams.domain.billing.decide import MAX_BY, MAX_REASON
 from streams.domain.clock import Clock
 from streams.domain.ids import new_command_id
 
-_MAX_WORDS = 500
-_MAX_BY = 100
 _POLL_S = 0.2
 
 Readers = Callable[[Sequence[Topic]], LogReader]
@@ -103,7 +102,7 @@ def _newer(known: MeterSend | None, send: MeterSend) -> MeterSend:
 
 
 def _check(reason: str, by: str) -> None:
-    if not (reason.strip() and reason.isprintable() and len(reason) <= _MAX_WORDS):
-        raise InvalidDecision(f"A reason is 1 to {_MAX_WORDS} printable characters.")
-    if not (by.strip() and by.isprintable() and len(by) <= _MAX_BY):
-        raise InvalidDecision(f"Who decides it is 1 to {_MAX_BY} printable characters.")
+    if not (reason.strip() and reason.isprintable() and len(reason) <= MAX_REASON):
+        raise InvalidDecision(f"A reason is 1 to {MAX_REASON} printable characters.")
+    if not (by.strip() and by.isprintable() and len(by) <= MAX_BY):
+        raise InvalidDecision(f"Who decides it is 1 to {MAX_BY} printable characters.")

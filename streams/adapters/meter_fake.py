@@ -107,6 +107,10 @@ class FakeMeterSink:
     async def close(self) -> None:
         """Nothing to close."""
 
+    def forget(self) -> None:
+        """Knows no identifier any more."""
+        self._known.clear()
+
     def totals(self) -> dict[tuple[str, str], int]:
         """All tokens by customer and event name."""
         found: Counter[tuple[str, str]] = Counter()

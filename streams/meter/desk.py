@@ -22,7 +22,7 @@ from schemas.records import (
     SendState,
 )
 from schemas.topics import METER_SEND
-from streams.domain.billing.decide import Refusal, decide, decision, passed
+from streams.domain.billing.decide import Refusal, bounded, decide, decision, passed
 from streams.domain.clock import Clock
 from streams.kafka.failpoint import reach
 from streams.meter.books import Books
@@ -53,6 +53,7 @@ class Desk:
 
     async def obey(self, command: BillingCommand, offset: int, live: Callable[[], bool]) -> bool:
         """Carries one command out, or refuses it. False if its partition was revoked meanwhile."""
+        command = bounded(command)
         async with self._books.deciding:
             await self._guard.wait()
             if not live():

@@ -26,7 +26,7 @@ from typing import TypeVar
 import structlog
 
 from schemas.metrics import METER_CALLS, Metrics
-from schemas.records import MeterSend, SendState
+from schemas.records import BillingDecision, MeterSend, SendState
 from schemas.topics import METER_SEND
 from streams.domain.billing import decide
 from streams.domain.billing import send as rules
@@ -283,22 +283,21 @@ class Sender:
         reach("meter.cancelled")
         now_ms = around.clock.now_ms()
         after = decide.kept(send, now_ms) if refusal else decide.taken_back(send, now_ms)
-        if send.command is not None:
-            await around.guard.wait()
-            made = decide.decision(send.command, send, refusal, now_ms)
-            await tell(around.publisher, made)
-            reach("meter.cancel_told")
-        await self._end(after, lane)
+        command = send.command
+        made = None if command is None else decide.decision(command, send, refusal, now_ms)
+        await self._end(after, lane, made)
 
     async def _take_back(self, send: MeterSend, lane: Lane) -> str:
         """Why the sink won't; empty if it does. Raises _Later."""
         sink, meter = self._around.sink, send.event_name or ""
+        age_s = (self._around.clock.now_ms() - (send.first_sent_at_ms or 0)) / 1000
         try:
             await self._ask(lane, send, lambda: sink.cancel(send.identifier, meter))
         except EventRefused as refused:
-            # Perhaps it has done so before, and the answer was lost until it was too late.
+            # Perhaps it has done so before, and the answer was lost until it was too late. Its sums
+            # tell, once they would hold what it has.
             with contextlib.suppress(EventRefused):
-                if await self._look(send, lane) is False:
+                if age_s >= sink.sums_lag_s and await self._look(send, lane) is False:
                     return ""
             return refused.code.value
         return ""
@@ -343,10 +342,17 @@ class Sender:
 
     # -- helpers ---------------------------------------------------------------------------
 
-    async def _end(self, send: MeterSend, lane: Lane | None = None) -> None:
-        """Publishes the state that a send has come to, writes it, and takes it off its lane."""
+    async def _end(
+        self, send: MeterSend, lane: Lane | None = None, made: BillingDecision | None = None
+    ) -> None:
+        """Publishes the state that a send has come to, writes it, and takes it off its lane.
+
+        made: what has become of the command that brought it there.
+        """
         await self._around.guard.wait()
         await self._publish(send)
+        if made is not None:
+            await tell(self._around.publisher, made)
         reach("meter.end_published")
         self._books.write(send, self._around.clock.now_ms())
         reach("meter.end_written")

@@ -149,6 +149,51 @@ async def test_a_sink_that_is_away_until_it_is_too_late_is_asked_for_its_sums(
     assert _send(world).state is (SendState.CANCELLED if done else SendState.CONFIRMED)
 
 
+async def test_after_a_restart_what_may_have_been_taken_back_goes_before_all_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = await _world()
+    first = _send(world)
+    world.order(first.identifier, CANCEL)
+    world.log.append(usage("ada", "batch_2", range(4), first.at_ms - 1000, of=_input_only))
+    world.count_one()
+    world.sink.fault = lambda: Fault.SERVER_ERROR
+    await world.obey_one()
+    world.clock.advance(301)
+    await world.turn()
+    await world.commit()
+    world.die_and_start()
+    cancel, asked = world.sink.cancel, []
+
+    async def seen(identifier: str, event_name: str) -> None:
+        asked.append(len(world.sink.events))
+        await cancel(identifier, event_name)
+
+    monkeypatch.setattr(world.sink, "cancel", seen)
+    await world.settle()
+    assert asked == [1], "nothing else was sent before"
+    assert _billed(world) == 10
+
+
+async def test_sums_that_lag_are_not_asked_whether_something_was_taken_back() -> None:
+    world = await _world()
+    world.sink.sums_lag_s = 900.0
+    world.sink.events.clear()
+    world.sink.forget()
+    assert await _order(world, CANCEL) == "invalid_request"
+    assert _send(world).state is SendState.CONFIRMED
+
+
+async def test_a_command_is_no_larger_than_it_may_be() -> None:
+    world = await _world()
+    world.order(_send(world).identifier, CANCEL)
+    world.commands[0] = replace(world.commands[0], reason="x" * 10_000, by="y" * 10_000)
+    await world.settle()
+    command = _send(world).command
+    assert command is not None
+    assert (len(command.reason), len(command.by)) == (500, 100)
+
+
 async def test_absurd_usage_is_billed_once_somebody_has_looked() -> None:
     world = await _world(flag="absurd")
     assert _billed(world) == 0
@@ -354,5 +399,5 @@ async def test_the_bill_is_what_the_books_say_after_all_decisions_and_faults(
 
 def test_that_killed_at_every_step_of_a_decision() -> None:
     steps = {"meter.decided", "meter.decision_told", "meter.refusal_told", "meter.cancelled"}
-    steps |= {"meter.cancel_told", "cancel True", "send True", "write_off True", "cancel False"}
+    steps |= {"meter.end_published", "cancel True", "send True", "write_off True", "cancel False"}
     assert steps <= set(_DONE), steps - set(_DONE)

@@ -30,6 +30,10 @@ from streams.domain.billing.send import FOR_A_PERSON, TOO_OLD_MS, UNCLEAR, chang
 CANCELLABLE_MS = 24 * 3_600_000
 
 
+#: Bounds of what a command says; Kafka's producers are anybody's.
+MAX_REASON, MAX_BY, _MAX_ID = 500, 100, 100
+
+
 class Refusal(StrEnum):
     """Why a decision is not carried out; for people the command line has words."""
 
@@ -71,6 +75,17 @@ def decide(
     if isinstance(found, Refusal):
         return found
     return replace(found, command=command, command_offset=offset)
+
+
+def bounded(command: BillingCommand) -> BillingCommand:
+    """The command, no larger than it may be."""
+    return replace(
+        command,
+        command_id=command.command_id[:_MAX_ID],
+        identifier=command.identifier[:_MAX_ID],
+        reason=command.reason[:MAX_REASON],
+        by=command.by[:MAX_BY],
+    )
 
 
 def passed(send: MeterSend, offset: int) -> MeterSend:
