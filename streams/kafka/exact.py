@@ -115,6 +115,7 @@ class PartSender:
         except (KafkaError, AssertionError, OSError) as error:
             # aiokafka asserts that a partition exists, and that its transactions are in order.
             raise self._failed(error) from error
+        sent.add_done_callback(_heard)
         self._sent.append(sent)
 
     async def commit(self, mark: Mark) -> None:
@@ -178,16 +179,15 @@ class PartSender:
         producer._message_accumulator.fail_all(KafkaError("given up"))
         task = producer._sender.sender_task
         if task is not None:
-            task.cancel()
-            await asyncio.wait([task], timeout=_END_WITHIN_S)
-        await producer.stop()
+            # The first makes it wait for its requests, and the second ends those.
+            for _ in range(2):
+                task.cancel()
+                await asyncio.wait([task], timeout=_END_WITHIN_S)
+        producer._closed = True
         await producer.client.close()
-        # Nobody asks these any more, and asyncio complains of errors that nobody has asked for.
         manager = producer._txn_manager
-        asked = [*self._sent, manager and manager.wait_for_transaction_end()]
-        for future in asked:
-            if future is not None and future.done() and not future.cancelled():
-                future.exception()
+        if manager is not None and (end := manager.wait_for_transaction_end()) is not None:
+            end.add_done_callback(_heard)
 
     def _failed(self, error: BaseException) -> KafkaBaseError:
         if isinstance(error, ProducerFenced | InvalidProducerEpoch):
@@ -211,3 +211,9 @@ async def part_sender(
         yield sender
     finally:
         await sender.stop()
+
+
+def _heard(future: asyncio.Future[object]) -> None:
+    """Lets asyncio not complain of an error that nobody has asked for."""
+    if not future.cancelled():
+        future.exception()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import NamedTuple
 
@@ -14,12 +17,12 @@ from api.bridge.sender_fake import FakeSenders
 from schemas.topics import BATCH_OUT, BATCH_STATUS, Topic
 from streams.kafka import exact
 from streams.kafka.admin import apply_topics
-from streams.kafka.errors import Fenced, KafkaBaseError, RecordTooLarge, TopicMissing
+from streams.kafka.errors import Fenced, KafkaBaseError, RecordTooLarge, SendFailed, TopicMissing
 from streams.kafka.exact import part_sender
 from streams.kafka.group_reader import Mark, TopicPart
 from streams.settings import Settings
 from tests.support.bridge import make_topics
-from tests.support.brokers import delete_topics
+from tests.support.brokers import TestBroker, delete_topics
 
 pytestmark = [pytest.mark.kafka, pytest.mark.real_kafka]
 
@@ -164,3 +167,36 @@ async def test_a_topic_deleted_under_way_ends_the_sender_in_bounded_time(
         assert await sender.mark() == Mark(1)
         with pytest.raises(TopicMissing):
             await sender.partitions(_TOPIC)
+
+
+async def test_a_broker_that_stops_answering_ends_the_sender_in_bounded_time(
+    kafka_broker: TestBroker, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids = kafka_broker.broker.pids
+    if not pids:
+        pytest.skip("the broker is no process of ours that could be stopped")
+    monkeypatch.setattr(exact, "_TAKE_WITHIN_S", 1.0)
+    monkeypatch.setattr(exact, "_END_WITHIN_S", 0.5)
+    try:
+        async with asyncio.timeout(60):
+            with suppress(SendFailed):
+                await send_to_stopped(pids, settings)
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    async with open_sender(settings) as later:
+        assert await later.mark() == Mark(1)
+        await send(later, b"two")
+        await later.commit(Mark(2))
+    assert await committed(settings) == [b"one", b"two"]
+
+
+async def send_to_stopped(pids: Sequence[int], settings: Settings) -> None:
+    async with open_sender(settings) as sender:
+        await send(sender, b"one")
+        await sender.commit(Mark(1))
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        await send(sender, b"to nobody")
+        await sender.commit(Mark(2))
+        raise AssertionError("nobody took the record")
