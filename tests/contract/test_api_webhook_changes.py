@@ -144,16 +144,18 @@ async def test_changes_at_once_all_stay(gateway: GatewayUnderTest) -> None:
     assert [old.secret for old in last.old_secrets] == [made["signing_secret"]]
 
 
-async def test_a_change_at_the_same_time_does_not_bring_a_deleted_endpoint_back(
+async def test_a_deletion_waits_for_a_change_that_would_bring_the_endpoint_back(
     gateway: GatewayUnderTest,
 ) -> None:
     _, made = await make(gateway)
-    we = made["id"]
-    deleted, (status, _) = await asyncio.gather(
-        gateway.http().delete(f"{BASE}/{we}"), post(gateway, we, {"name": "b"})
-    )
-    assert deleted.status == 200
-    assert status in (200, 404)
+    changing = asyncio.Lock()
+    gateway.gateway.webhook_locks[f"acme/{made['id']}"] = changing
+    async with changing:
+        deleting = asyncio.create_task(gateway.sdk()(lambda c: c.webhooks.delete(made["id"])))
+        for _ in range(5):
+            assert len(await gateway.sdk().all(lambda c: c.webhooks.list())) == 1
+        assert len(written(gateway)) == len(gateway.log.of(WEBHOOK)) == 1
+    assert (await deleting).deleted
     assert gateway.log.of(WEBHOOK)[-1].record is None
 
 
