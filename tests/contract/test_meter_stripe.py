@@ -107,6 +107,16 @@ async def test_an_identifier_that_stripe_knows_is_as_good_as_taken() -> None:
         await sink.send(_EVENT)
 
 
+async def test_an_event_that_was_taken_back_before_is_as_good_as_taken_back() -> None:
+    error = {"message": "This meter event has already been cancelled."}
+    async with _stripe(Stripe(400, error)) as sink:
+        await sink.cancel("batch_1:abc:0", _EVENT.event_name)
+    late = {"message": "Meter events can be cancelled within 24 hours only."}
+    async with _stripe(Stripe(400, late)) as sink:
+        with pytest.raises(EventRefused):
+            await sink.cancel("batch_1:abc:0", _EVENT.event_name)
+
+
 @pytest.mark.parametrize(
     ("status", "reason"),
     [(429, "rate_limited"), (500, "server_error"), (503, "server_error"), (401, "not_allowed")],

@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
 from msgspec.structs import replace
+from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from api.cli import reconcile as command
+from api.cli.failure import Misuse
 from api.cli.main import app
 from api.reconcile.run import Report
 from schemas.records import BillingCommandKind
+from streams.adapters.meter_file import FileMeterSink
+from streams.adapters.meter_stripe import StripeMeterSink
+from streams.settings import Settings
 from tests.support.books import BooksWorld, used
 
 _LINES = [("m", used(100 + n, 20 + n % 7, n % 50, n % 5)) for n in range(60)]
@@ -133,3 +139,21 @@ def test_a_batch_that_is_unknown_or_a_day_beside_a_batch_is_refused(
     assert _run(nothing, monkeypatch, "--batch", "batch_x")[0] == 1
     assert _run(nothing, monkeypatch, "--batch", "batch_x", "--day", "2026-11-28")[0] == 2
     assert _run(nothing, monkeypatch, "--day", "yesterday")[0] == 2
+
+
+async def test_what_is_billed_is_asked_where_the_settings_say_and_else_nowhere(
+    tmp_path: Path,
+) -> None:
+    plain = Settings(data_dir=tmp_path)
+    assert command._sink(plain) is None
+    (tmp_path / "usage").mkdir()
+    assert isinstance(command._sink(plain), FileMeterSink)
+    sink = command._sink(Settings(data_dir=tmp_path, stripe_key=SecretStr("sk_test_1")))
+    assert isinstance(sink, StripeMeterSink)
+    await sink.close()
+
+
+def test_a_folder_without_output_files_is_not_made_and_not_taken_for_one(tmp_path: Path) -> None:
+    with pytest.raises(Misuse, match="no output files"):
+        command._places(Settings(data_dir=tmp_path / "elsewhere"))
+    assert not (tmp_path / "elsewhere").exists()
