@@ -28,7 +28,7 @@ from schemas.records import BatchSnapshot
 from schemas.topics import BATCH_OUT, BATCH_STATUS
 from streams.domain.bridge.delivered import Delivered
 from streams.domain.clock import Clock
-from streams.kafka.errors import KafkaBaseError
+from streams.kafka.errors import KafkaBaseError, TopicMissing
 from streams.kafka.group_reader import Held, Mark, TopicPart
 from streams.kafka.reader import read_record
 from streams.ports.object_store import ObjectNotFoundError, ObjectStore, ObjectStoreError
@@ -199,6 +199,10 @@ class _Lane:
         except (KafkaBaseError, ObjectStoreError) as error:
             answers = isinstance(error, ObjectStoreError) and await self._store_answers()
             self._patience.failed(error, batch.tenant, store_answers=answers)
+            why = self._patience.gives_up
+            if isinstance(error, TopicMissing) and why is not None:
+                # The sender is as good as before: that was asked before anything was sent.
+                return await self._give_up(delivery, batch, why)
             raise
         self._patience.delivered(batch.tenant)
         log.info(

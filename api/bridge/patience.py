@@ -62,8 +62,6 @@ class Patience:
 
     def pause(self) -> float:
         """How many seconds to wait now, each time longer."""
-        if self.gives_up is not None:
-            return 0.0
         pause_s, self._pause_s = self._pause_s, min(2 * self._pause_s, _LONGEST_PAUSE_S)
         return pause_s
 

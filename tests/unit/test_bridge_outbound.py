@@ -13,10 +13,12 @@ import pytest
 from aiokafka import ConsumerRecord
 
 from api.bridge import outbound as module
-from api.bridge import patience
+from api.bridge import patience as patience_module
 from api.bridge.outbound import Outbound, OutboundParts
+from api.bridge.patience import Patience
 from api.bridge.sender_fake import FakeSenders
 from schemas.codec import encode
+from schemas.errors import Undelivered
 from schemas.headers import BATCH_ID, KIND, LINE
 from schemas.metrics import Metrics
 from schemas.partitions import partition_for
@@ -155,8 +157,8 @@ class _World:
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> _World:
-    monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr(patience, "_LONGEST_PAUSE_S", 0.002)
+    monkeypatch.setattr(patience_module, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(patience_module, "_LONGEST_PAUSE_S", 0.002)
     monkeypatch.setattr(module, "_COMMIT_S", 0.05)
     return _World()
 
@@ -344,9 +346,8 @@ async def test_a_missing_topic_is_given_up_and_the_next_batch_gets_its_turn(worl
         await eventually(world.end)
     assert world.incomplete("topic_missing") == 5
     assert {dict(r.headers)[BATCH_ID] for r in world.senders.records} == {b"batch_a"}
-    # Three tries of the first batch, one of each other one, each with a sender of its own; the
-    # last sender passes over the last of them and goes on.
-    assert world.senders.opened[_PART] == 3 + 4 + 1
+    # Three tries of the first batch; the others are passed over at their first one.
+    assert world.senders.opened[_PART] == 3
 
 
 async def test_a_topic_that_appears_in_time_gets_its_results(world: _World) -> None:
@@ -369,6 +370,15 @@ async def test_records_that_the_broker_refuses_are_given_up(
         await eventually(world.end)
     assert world.told("batch_bad") == []
     assert world.incomplete("topic_refused") == 1
+
+
+def test_every_try_waits_longer_also_once_a_batch_was_given_up() -> None:
+    patience = Patience()
+    for _ in range(5):
+        patience.failed(KafkaBaseError("refused"), "acme", store_answers=True)
+    assert patience.gives_up is Undelivered.TOPIC_REFUSED
+    waits = [patience.pause() for _ in range(8)]
+    assert waits == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
 
 
 async def test_each_batch_is_tried_as_often_as_the_one_before(world: _World) -> None:
