@@ -1,8 +1,8 @@
 """Makes batches of what tenants write to their topics.
 
     a tenant's topic ── Inbox ──┬─ a seal ─► its lines, read again ─► an input file ─► BatchCreate
-      (all partitions           │                                                        │
-       of one group)            └─ what can't be a batch ─────────────────────► the results topic
+      (a lane for each          │                                                        │
+       of its partitions)       └─ what can't be a batch ─────────────────────► the results topic
 
 After a seal was carried out, and once a second, it is committed how far a reader need not go back
 (`Inbox.floor`), with how far this one had come (`Inbox.done`) as the commit's note. Whoever is
@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
 import structlog
@@ -28,10 +30,10 @@ from schemas.errors import SUBMISSION_MESSAGES, SubmissionCode
 from schemas.metrics import Metrics
 from schemas.records import FileRecord
 from schemas.topics import BATCH_COMMAND, BATCH_IN, FILE
-from streams.domain.bridge.inbox import Create, Inbox, Record, Reject, line_of
+from streams.domain.bridge.inbox import Action, Create, Inbox, Record, Reject, line_of
 from streams.domain.clock import Clock
 from streams.kafka.failpoint import reach
-from streams.kafka.group_reader import Mark, TopicPart
+from streams.kafka.group_reader import Held, Mark, TopicPart
 from streams.ports.object_store import ObjectStore, ObjectStoreError
 from streams.settings import Settings
 
@@ -39,8 +41,16 @@ log = structlog.get_logger(__name__)
 
 _NOTE = re.compile(r"[0-9]{1,19}")
 _POLL_S = 0.5
-#: How often it is committed how far the partitions were read.
+#: How often it is committed how far a partition was read, where no seal is carried out.
 _COMMIT_S = 1.0
+#: Seals that are carried out at the same time.
+_SEALS_AT_ONCE = 4
+#: What waits of one partition before it is paused, and of all before nothing more is read. Lines
+#: wait only behind a seal.
+_PAUSE_BYTES = 4 * 1024 * 1024
+_MAX_WAITING_BYTES = 64 * 1024 * 1024
+#: A record in memory, beside its key and value.
+_RECORD_BYTES = 300
 #: A store that fails is asked again after the first of these, and at last after the second.
 _STORE_RETRY_S = (1.0, 30.0)
 
@@ -58,95 +68,136 @@ class Parts:
     metrics: Metrics
 
 
-@dataclass(slots=True)
-class _Reading:
-    """One partition of a tenant's topic, in one time that it is this process's.
-
-    committed: what was last committed in it.
-    """
-
-    tenant: str
-    since: int
-    inbox: Inbox
-    committed: Mark | None = None
-
-
 class Inbound:
-    """Reads tenants' topics and makes batches."""
+    """Reads tenants' topics and makes batches: the partitions side by side, each in its order."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._told = Told(parts.producer, parts.settings, parts.metrics)
-        self._readings: dict[TopicPart, _Reading] = {}
-        self._commit_at = 0.0
+        self._lanes: dict[TopicPart, _Lane] = {}
+        self._turns = asyncio.Semaphore(_SEALS_AT_ONCE)
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything that came is done."""
+        return all(lane.idle for lane in self._lanes.values())
 
     async def run(self) -> None:
         """Works until it is cancelled. Raises KafkaBaseError."""
-        while True:
-            await self.step(_POLL_S)
+        try:
+            while True:
+                await self.step(_POLL_S)
+        finally:
+            await self.stop()
+
+    async def stop(self) -> None:
+        """Ends the work; what was not committed is done by whoever goes on."""
+        await asyncio.gather(*(lane.stop() for lane in self._lanes.values()))
 
     async def step(self, timeout_s: float) -> None:
-        """Does what has come, or waits for so long. Raises KafkaBaseError."""
+        """Takes in what has come, or waits for so long. Raises KafkaBaseError."""
+        for lane in self._lanes.values():
+            lane.check()
+        if sum(lane.waiting_bytes for lane in self._lanes.values()) > _MAX_WAITING_BYTES:
+            await asyncio.sleep(timeout_s)
+            return
         came = await self._parts.submissions.poll(timeout_s)
-        self._follow_assignment()
+        await self._follow_assignment(dict(self._parts.submissions.held()))
         for part, records in came.items():
-            if part in self._readings:
-                await self._take(part, records)
-        now_s = asyncio.get_running_loop().time()
-        if now_s >= self._commit_at:
-            self._commit_at = now_s + _COMMIT_S
-            await self._give_up_overdue()
-            await self._commit(*self._readings)
+            if part in self._lanes:
+                self._lanes[part].add(records)
 
-    def _follow_assignment(self) -> None:
-        held = self._parts.submissions.held()
-        for part, reading in list(self._readings.items()):
-            # Read anew, it is read from its last commit, and the lines since then come again.
-            if part not in held or held[part].since != reading.since:
-                del self._readings[part]
+    async def _follow_assignment(self, held: Mapping[TopicPart, Held]) -> None:
+        # Read anew, a partition is read from its last commit, and the lines since then come again.
+        gone = [
+            p for p, lane in self._lanes.items() if p not in held or held[p].since != lane.since
+        ]
+        await asyncio.gather(*(self._lanes.pop(part).stop() for part in gone))
         for part, now in held.items():
             tenant = BATCH_IN.tenant(self._parts.settings.topic_prefix, part.topic)
-            if part not in self._readings and tenant is not None:
-                self._readings[part] = _Reading(tenant, now.since, self._inbox(part, now.note))
+            if part not in self._lanes and tenant is not None:
+                self._lanes[part] = _Lane(self._parts, part, tenant, now, self._turns)
 
-    def _inbox(self, part: TopicPart, note: str) -> Inbox:
-        settings = self._parts.settings
-        limit = min(settings.max_batch_file_bytes, settings.max_file_bytes)
-        # A note of another's making is as good as none.
-        done = int(note) if _NOTE.fullmatch(note) else 0
-        return Inbox(part.topic, part.partition, max_bytes=limit, done=done)
 
-    async def _take(self, part: TopicPart, records: Sequence[Record]) -> None:
-        reading = self._readings[part]
-        for record in records:
-            for action in reading.inbox.feed(record):
-                await self._carry_out(part, reading.tenant, action)
-                if isinstance(action, Create):
-                    await self._commit(part)
+class _Lane:
+    """One partition of a tenant's topic, in one time that it is this process's."""
 
-    async def _carry_out(self, part: TopicPart, tenant: str, action: Create | Reject) -> None:
+    def __init__(
+        self, parts: Parts, part: TopicPart, tenant: str, held: Held, turns: asyncio.Semaphore
+    ) -> None:
+        """turns: for seals, which take time, so that no tenant waits for all of another's."""
+        self.since = held.since
+        self.waiting_bytes = 0
+        self._parts, self._part, self._tenant = parts, part, tenant
+        self._told = Told(parts.producer, parts.settings, parts.metrics)
+        self._inbox = _inbox(parts.settings, part, held.note)
+        self._turns = turns
+        self._waiting: deque[Record] = deque()
+        self._paused = False
+        self._committed: Mark | None = None
+        self._news = asyncio.Event()
+        self._working = asyncio.create_task(self._work(), name=f"inbound-{part.partition}")
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything that came is done; also if it never will be."""
+        return not self._waiting or self._working.done()
+
+    def add(self, records: Sequence[Record]) -> None:
+        """These came. Nothing more comes of a partition while too much of it waits."""
+        self._waiting.extend(records)
+        self.waiting_bytes += sum(map(_size, records))
+        if self.waiting_bytes > _PAUSE_BYTES and not self._paused:
+            self._paused = True
+            self._parts.submissions.pause(self._part)
+        self._news.set()
+
+    def check(self) -> None:
+        """Raises what the lane ended with."""
+        if self._working.done():
+            self._working.result()
+
+    async def stop(self) -> None:
+        """Ends the work."""
+        self._working.cancel()
+        await asyncio.wait([self._working])
+
+    async def _work(self) -> None:
+        while True:
+            while self._waiting:
+                await self._take(self._waiting[0])
+                self.waiting_bytes -= _size(self._waiting.popleft())
+            if self._paused:
+                self._paused = False
+                self._parts.submissions.resume(self._part)
+            self._news.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_COMMIT_S):
+                    await self._news.wait()
+                    continue
+            await self._give_up_overdue()
+            await self._commit()
+
+    async def _take(self, record: Record) -> None:
+        for action in self._inbox.feed(record):
+            await self._carry_out(action)
+            if isinstance(action, Create):
+                await self._commit()
+
+    async def _carry_out(self, action: Action) -> None:
         if isinstance(action, Reject):
-            await self._told.rejected(tenant, action)
+            await self._told.rejected(self._tenant, action)
             return
         try:
-            await self._create(part, judged(action, tenant, self._windows()))
+            sealed = judged(action, self._tenant, self._parts.settings.completion_windows)
+            async with self._turns:
+                await self._create(sealed)
         except ApiError as error:
             batch = action.batch
-            await self._told.refused(tenant, batch.key.encode(), batch.batch_id, error)
+            await self._told.refused(self._tenant, batch.key.encode(), batch.batch_id, error)
 
-    async def _create(self, part: TopicPart, sealed: Sealed) -> None:
+    async def _create(self, sealed: Sealed) -> None:
         batch, parts = sealed.create.batch, self._parts
-        file = await _patiently(
-            lambda: write_lines(
-                parts.store,
-                parts.settings,
-                self._lines(part, sealed.create),
-                tenant=sealed.tenant,
-                filename=f"{batch.batch_id}.jsonl",
-                now_ms=sealed.create.at_ms,
-                file_id=batch.file_id,
-            )
-        )
+        file = await _patiently(lambda: self._store(sealed))
         reach("bridge.file_stored")
         create = command(sealed, file)
         await parts.producer.send(FILE, file.file_id, file)
@@ -163,37 +214,55 @@ class Inbound:
             lines=batch.lines,
         )
 
-    async def _lines(self, part: TopicPart, create: Create) -> AsyncIterator[bytes]:
+    async def _store(self, sealed: Sealed) -> FileRecord:
+        batch, parts = sealed.create.batch, self._parts
+        async with aclosing(self._lines(sealed.create)) as lines:
+            return await write_lines(
+                parts.store,
+                parts.settings,
+                lines,
+                tenant=sealed.tenant,
+                filename=f"{batch.batch_id}.jsonl",
+                now_ms=sealed.create.at_ms,
+                file_id=batch.file_id,
+            )
+
+    async def _lines(self, create: Create) -> AsyncGenerator[bytes, None]:
         batch, found = create.batch, 0
-        async for record in self._parts.again.read(part, batch.offset, create.sealed_at):
-            line = line_of(record, batch.key)
-            if line is not None:
-                found += 1
-                yield line
+        again = self._parts.again.read(self._part, batch.offset, create.sealed_at)
+        async with aclosing(again) as records:
+            async for record in records:
+                line = line_of(record, batch.key)
+                if line is not None:
+                    found += 1
+                    yield line
         if found != batch.lines:
             code = SubmissionCode.LINES_GONE
             raise InvalidRequest(SUBMISSION_MESSAGES[code], code=code.value)
 
     async def _give_up_overdue(self) -> None:
-        now_ms = self._parts.clock.now_ms()
-        for part, reading in list(self._readings.items()):
-            if await self._parts.submissions.at_end(part):
-                for action in reading.inbox.at_end(now_ms):
-                    await self._carry_out(part, reading.tenant, action)
+        if await self._parts.submissions.at_end(self._part):
+            for action in self._inbox.at_end(self._parts.clock.now_ms()):
+                await self._carry_out(action)
 
-    async def _commit(self, *parts: TopicPart) -> None:
-        marks = {}
-        for part in parts:
-            reading = self._readings[part]
-            if reading.inbox.floor is not None:
-                mark = Mark(reading.inbox.floor, str(reading.inbox.done))
-                if mark != reading.committed:
-                    marks[part] = reading.committed = mark
-        if marks:
-            await self._parts.submissions.commit(marks)
+    async def _commit(self) -> None:
+        if self._inbox.floor is None:
+            return
+        mark = Mark(self._inbox.floor, str(self._inbox.done))
+        if mark != self._committed:
+            await self._parts.submissions.commit({self._part: mark})
+            self._committed = mark
 
-    def _windows(self) -> dict[str, int]:
-        return self._parts.settings.completion_windows
+
+def _inbox(settings: Settings, part: TopicPart, note: str) -> Inbox:
+    limit = min(settings.max_batch_file_bytes, settings.max_file_bytes)
+    # A note of another's making is as good as none.
+    done = int(note) if _NOTE.fullmatch(note) else 0
+    return Inbox(part.topic, part.partition, max_bytes=limit, done=done)
+
+
+def _size(record: Record) -> int:
+    return _RECORD_BYTES + len(record.key or b"") + len(record.value or b"")
 
 
 async def _patiently(write: Callable[[], Awaitable[FileRecord]]) -> FileRecord:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
@@ -45,6 +45,14 @@ class TenantTopics:
         """As GroupReader's."""
         return self._reader.held()
 
+    def pause(self, part: TopicPart) -> None:
+        """As GroupReader's."""
+        self._reader.pause(part)
+
+    def resume(self, part: TopicPart) -> None:
+        """As GroupReader's."""
+        self._reader.resume(part)
+
     async def at_end(self, part: TopicPart) -> bool:
         """As GroupReader's."""
         return await self._reader.at_end(part)
@@ -59,20 +67,21 @@ class TenantTopics:
 
 
 class ReadAgain:
-    """Again: reads parts of topics without a group, one at a time."""
+    """Again: reads parts of topics without a group, each on a connection that others had before."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._consumer: AIOKafkaConsumer | None = None
+        self._free: list[AIOKafkaConsumer] = []
 
-    async def read(self, part: TopicPart, begin: int, end: int) -> AsyncIterator[Record]:
+    async def read(self, part: TopicPart, begin: int, end: int) -> AsyncGenerator[Record, None]:
         """The records from `begin` to before `end`, as far as they are still there.
 
         Raises BrokerUnreachable, Stalled.
         """
         tp = TopicPartition(part.topic, part.partition)
+        consumer = self._free.pop() if self._free else None
         try:
-            consumer = await self._started()
+            consumer = consumer or await self._started()
             consumer.assign([tp])
             consumer.seek(tp, begin)
             silent_s = 0.0
@@ -87,31 +96,31 @@ class ReadAgain:
                         yield _record(raw)
         except (KafkaError, OSError) as error:
             raise friendly(error, self._settings) from error
+        finally:
+            if consumer is not None:
+                self._free.append(consumer)
 
     async def stop(self) -> None:
-        """Disconnects. Idempotent."""
-        consumer, self._consumer = self._consumer, None
-        if consumer is not None:
-            await consumer.stop()
+        """Disconnects, when nothing is read any more. Idempotent."""
+        while self._free:
+            await self._free.pop().stop()
 
     async def _started(self) -> AIOKafkaConsumer:
-        if self._consumer is None:
-            consumer = AIOKafkaConsumer(
-                **connection(self._settings),
-                group_id=None,
-                enable_auto_commit=False,
-                auto_offset_reset="earliest",
-                isolation_level="read_committed",
-                max_partition_fetch_bytes=_PART_FETCH_BYTES,
-                request_timeout_ms=REQUEST_TIMEOUT_MS,
-            )
-            try:
-                await consumer.start()
-            except BaseException:
-                await consumer.stop()
-                raise
-            self._consumer = consumer
-        return self._consumer
+        consumer = AIOKafkaConsumer(
+            **connection(self._settings),
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            max_partition_fetch_bytes=_PART_FETCH_BYTES,
+            request_timeout_ms=REQUEST_TIMEOUT_MS,
+        )
+        try:
+            await consumer.start()
+        except BaseException:
+            await consumer.stop()
+            raise
+        return consumer
 
 
 def _record(raw: ConsumerRecord) -> Record:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
 from schemas.records import Record as Message
@@ -27,6 +27,14 @@ class Submissions(Protocol):
         """The partitions that are this process's, as of the last poll."""
         ...
 
+    def pause(self, part: TopicPart) -> None:
+        """Nothing more of this partition comes, until it is resumed or read anew."""
+        ...
+
+    def resume(self, part: TopicPart) -> None:
+        """Ends a pause."""
+        ...
+
     async def at_end(self, part: TopicPart) -> bool:
         """Whether nothing more has come. Raises KafkaBaseError."""
         ...
@@ -41,9 +49,9 @@ class Submissions(Protocol):
 
 
 class Again(Protocol):
-    """Reads a part of a topic once more."""
+    """Reads parts of topics once more; several at the same time."""
 
-    def read(self, part: TopicPart, begin: int, end: int) -> AsyncIterator[Record]:
+    def read(self, part: TopicPart, begin: int, end: int) -> AsyncGenerator[Record, None]:
         """The records from offset `begin` to before `end`, as far as they are still there.
 
         Raises KafkaBaseError.

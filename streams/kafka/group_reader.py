@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -133,6 +134,16 @@ class GroupReader:
     def held(self) -> Mapping[TopicPart, Held]:
         """The partitions that are this process's; as of the last poll, if asked right after it."""
         return self._held
+
+    def pause(self, part: TopicPart) -> None:
+        """Nothing more of this partition comes, until it is resumed or read anew."""
+        with suppress(IllegalStateError):
+            self._started().pause(TopicPartition(part.topic, part.partition))
+
+    def resume(self, part: TopicPart) -> None:
+        """Ends a pause."""
+        with suppress(IllegalStateError):
+            self._started().resume(TopicPartition(part.topic, part.partition))
 
     async def at_end(self, part: TopicPart) -> bool:
         """Whether nothing more has come, as far as the last fetch saw. Raises KafkaBaseError."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -22,6 +22,7 @@ from streams.kafka.group_reader import Held, Mark, TopicPart
 from streams.kafka.producer import Headers, Place
 from streams.settings import Settings
 from tests.support.bridge import SEAL, line
+from tests.support.waiting import eventually
 
 _PART = TopicPart(BATCH_IN.of("acme").full_name("backhaul"), 0)
 _SEAL = json.dumps(SEAL).encode()
@@ -37,6 +38,9 @@ class _Topic:
     since: int = 1
     #: Records that retention has removed.
     removed: int = 0
+    at_once: int = 1000
+    paused: bool = False
+    pauses: int = 0
 
     def add(self, key: bytes, value: bytes, op: bytes | None = None, at_ms: int = 1000) -> None:
         offset = len(self.records)
@@ -45,6 +49,7 @@ class _Topic:
     def rebalance(self) -> None:
         """The same process gets the partition again, from its last commit."""
         self.since += 1
+        self.paused = False
         self.position = self.commits[-1].offset if self.commits else 0
 
     async def start(self) -> None: ...
@@ -52,11 +57,21 @@ class _Topic:
     async def stop(self) -> None: ...
 
     async def poll(self, timeout_s: float) -> Mapping[TopicPart, Sequence[Record]]:
-        came, self.position = self.records[self.position :], len(self.records)
+        if self.paused:
+            return {}
+        end = min(self.position + self.at_once, len(self.records))
+        came, self.position = self.records[self.position : end], end
         return {_PART: came} if came else {}
 
     def held(self) -> Mapping[TopicPart, Held]:
         return {_PART: Held(self.since, self.commits[-1].note if self.commits else "")}
+
+    def pause(self, part: TopicPart) -> None:
+        self.paused = True
+        self.pauses += 1
+
+    def resume(self, part: TopicPart) -> None:
+        self.paused = False
 
     async def at_end(self, part: TopicPart) -> bool:
         return self.position == len(self.records)
@@ -64,7 +79,7 @@ class _Topic:
     async def commit(self, marks: Mapping[TopicPart, Mark]) -> None:
         self.commits += marks.values()
 
-    async def read(self, part: TopicPart, begin: int, end: int) -> AsyncIterator[Record]:
+    async def read(self, part: TopicPart, begin: int, end: int) -> AsyncGenerator[Record, None]:
         for record in self.records[max(begin, self.removed) : end]:
             yield record
 
@@ -106,12 +121,13 @@ class _World:
     def __init__(self) -> None:
         self.topic, self.producer = _Topic(), _Producer()
         self.store, self.clock = FakeObjectStore(), ManualClock(1000)
+        self.all: list[Inbound] = []
         self.inbound = self.started()
 
     def started(self) -> Inbound:
         """A process that knows nothing but what is committed."""
         self.topic.rebalance()
-        return Inbound(
+        inbound = Inbound(
             Parts(
                 submissions=self.topic,
                 again=self.topic,
@@ -122,29 +138,41 @@ class _World:
                 metrics=Metrics(),
             )
         )
+        self.all.append(inbound)
+        return inbound
+
+
+async def work(inbound: Inbound) -> None:
+    """Does all that came. Raises what a lane ended with."""
+    await inbound.step(0)
+    await eventually(lambda: inbound.idle)
+    await inbound.step(0)
 
 
 @pytest.fixture
-def world() -> _World:
-    return _World()
+async def world() -> AsyncIterator[_World]:
+    world = _World()
+    yield world
+    for inbound in world.all:
+        await inbound.stop()
 
 
 async def test_a_sealed_batch_is_committed_at_once_and_never_made_again(world: _World) -> None:
     world.topic.add(b"k", line(0))
     world.topic.add(b"k", _SEAL, b"seal")
-    await world.inbound.step(0)
+    await work(world.inbound)
     assert world.topic.commits[-1] == Mark(2, "2")
     world.inbound = world.started()
-    await world.inbound.step(0)
+    await work(world.inbound)
     assert len(world.producer.creates) == 1
 
 
 async def test_what_came_before_a_rebalance_counts_once(world: _World) -> None:
     world.topic.add(b"k", line(0))
-    await world.inbound.step(0)
+    await work(world.inbound)
     world.topic.rebalance()
     world.topic.add(b"k", json.dumps(SEAL | {"lines": 1}).encode(), b"seal")
-    await world.inbound.step(0)
+    await work(world.inbound)
     assert world.producer.kinds == [Kind.ACCEPTED]
 
 
@@ -153,10 +181,10 @@ async def test_a_kill_before_the_commit_makes_the_same_batch_again(world: _World
     world.topic.add(b"k", _SEAL, b"seal")
     world.producer.fails = iter([SendFailed("the file record was not taken")])
     with pytest.raises(SendFailed):
-        await world.inbound.step(0)
-    await world.started().step(0)
+        await work(world.inbound)
+    await work(world.started())
     world.topic.commits.clear()
-    await world.started().step(0)
+    await work(world.started())
     first, again = world.producer.creates
     assert first == again
 
@@ -168,7 +196,7 @@ async def test_a_store_that_fails_delays_a_batch_and_loses_none(
     world.topic.add(b"k", line(0))
     world.topic.add(b"k", _SEAL, b"seal")
     world.store.fail(3)
-    await world.inbound.step(0)
+    await work(world.inbound)
     assert world.producer.kinds == [Kind.ACCEPTED]
 
 
@@ -177,7 +205,7 @@ async def test_lines_that_retention_took_are_told_and_make_no_smaller_batch(worl
     world.topic.add(b"k", line(1))
     world.topic.add(b"k", _SEAL, b"seal")
     world.topic.removed = 1
-    await world.inbound.step(0)
+    await work(world.inbound)
     assert (world.producer.creates, world.producer.kinds) == ([], [Kind.REJECTED])
 
 
@@ -185,10 +213,9 @@ async def test_a_batch_that_nobody_seals_is_given_up_when_nothing_else_comes(
     world: _World,
 ) -> None:
     world.topic.add(b"k", line(0))
-    await world.inbound.step(0)
+    await work(world.inbound)
     world.clock.advance(2 * SEAL_WITHIN_MS / 1000)
-    await world.started().step(0)
-    assert world.producer.kinds == [Kind.REJECTED]
+    await eventually(lambda: world.producer.kinds == [Kind.REJECTED])
 
 
 async def test_a_tenant_without_a_results_topic_gets_its_batches_all_the_same(
@@ -197,7 +224,7 @@ async def test_a_tenant_without_a_results_topic_gets_its_batches_all_the_same(
     world.producer.no_results_topic = True
     world.topic.add(b"k", line(0))
     world.topic.add(b"k", _SEAL, b"seal")
-    await world.inbound.step(0)
+    await work(world.inbound)
     assert len(world.producer.creates) == 1
 
 
@@ -205,5 +232,25 @@ async def test_a_commits_note_that_somebody_else_wrote_is_no_offset(world: _Worl
     world.topic.commits.append(Mark(0, "twelve"))
     world.topic.add(b"k", line(0))
     world.topic.add(b"k", _SEAL, b"seal")
-    await world.started().step(0)
+    await work(world.started())
     assert len(world.producer.creates) == 1
+
+
+async def test_what_waits_behind_a_seal_is_bounded_and_nothing_of_it_is_lost(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.bridge.inbound._PAUSE_BYTES", 1000)
+    monkeypatch.setattr("api.bridge.inbound._STORE_RETRY_S", (0.01, 0.01))
+    for number in range(60):
+        world.topic.add(b"k%d" % number, line(number))
+        world.topic.add(b"k%d" % number, _SEAL, b"seal")
+    world.topic.at_once = 10
+    world.store.fail(5)
+
+    async def all_made() -> bool:
+        await world.inbound.step(0)
+        return len(world.producer.creates) == 60
+
+    await eventually(all_made)
+    assert world.topic.pauses > 1
+    assert [c.kafka_key for c in world.producer.creates] == [f"k{n}" for n in range(60)]
