@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import structlog
 
 from api.log_port import LogReader
-from schemas.records import BatchForecast, BatchForecasts, BatchSnapshot, BatchStatus
+from schemas.records import (
+    BatchForecast,
+    BatchForecasts,
+    BatchSnapshot,
+    BatchStatus,
+    BudgetHold,
+)
 from streams.background import Tasks
 from streams.domain.clock import Clock
 from streams.kafka.errors import KafkaBaseError
@@ -27,12 +33,16 @@ _RETRY_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Foreseen:
-    """The extra fields of a Batch: eta in Unix seconds, later than now."""
+    """The extra fields of a Batch: eta in Unix seconds, later than now.
+
+    hold: why the batch waits for money, if it does.
+    """
 
     eta: int | None = None
     at_risk: bool = False
     queue_position: int | None = None
     queued: bool = False
+    hold: BudgetHold | None = None
 
 
 NOTHING = Foreseen()
@@ -62,9 +72,12 @@ class Forecasts:
         """What is foreseen for the batch as it is now."""
         now_ms = self._clock.now_ms()
         at_ms, told = self._told.get(batch.batch_id, (0, None))
-        running = batch.status is BatchStatus.IN_PROGRESS and batch.paused_at_ms is None
+        running = batch.status is BatchStatus.IN_PROGRESS
         if told is None or not running or now_ms - at_ms > KEPT_MS:
             return NOTHING
+        if batch.paused_at_ms is not None:
+            # Who resumes it must see that it will not go on.
+            return Foreseen(hold=told.hold)
         # Rounded up, whole seconds are still later than now.
         eta_ms = told.eta_ms if told.eta_ms is not None and told.eta_ms > now_ms else None
         return Foreseen(
@@ -73,6 +86,7 @@ class Forecasts:
             at_risk=eta_ms is not None and eta_ms > batch.expires_at_ms,
             queue_position=told.queue_position,
             queued=told.queued,
+            hold=told.hold,
         )
 
     async def _read(self) -> None:

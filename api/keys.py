@@ -10,6 +10,8 @@ import hashlib
 import hmac
 import re
 import secrets
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 import uuid_utils
@@ -94,6 +96,15 @@ async def revoke_key(
     revoked = msgspec.structs.replace(key, revoked_at_ms=(clock or SystemClock()).now_ms())
     await producer.send(ACCOUNT, key.key_id, revoked)
     return revoked
+
+
+async def change_key(
+    producer: LogProducer, key: ApiKeyRecord, changes: Mapping[str, Any]
+) -> ApiKeyRecord:
+    """The key with these fields changed, its secret and tenant not. Raises KafkaBaseError."""
+    changed = msgspec.structs.replace(key, **changes)
+    await producer.send(ACCOUNT, key.key_id, changed)
+    return changed
 
 
 def hash_of(secret: str) -> str:

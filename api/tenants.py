@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -52,7 +54,7 @@ async def set_limits(
     producer: LogProducer,
     reader: LogReader,
     tenant: str,
-    changes: dict[str, int | None],
+    changes: Mapping[str, Any],
     *,
     clock: Clock | None = None,
 ) -> TenantRecord:

@@ -11,7 +11,7 @@ from aiohttp import web
 from api.forecasts import Foreseen
 from api.partial import UNFINISHED
 from api.read_model.schema import ended_at_ms
-from schemas.records import BatchError, BatchSnapshot, FileRecord, Usage
+from schemas.records import BatchError, BatchSnapshot, BudgetHold, FileRecord, Usage
 from streams.domain.billing.batches import batch_cost
 from streams.domain.billing.cost import Cost, money
 from streams.domain.billing.prices import PriceBook
@@ -60,6 +60,7 @@ def batch(snapshot: BatchSnapshot, foreseen: Foreseen, prices: PriceBook | None)
         "at_risk": foreseen.at_risk,
         "queue_position": foreseen.queue_position,
         "queued": foreseen.queued,
+        "hold": None if foreseen.hold is None else _hold(foreseen.hold),
         "priority": snapshot.priority,
         "paused_at": _seconds(snapshot.paused_at_ms),
         **_partial_files(snapshot),
@@ -144,6 +145,25 @@ def _cost(snapshot: BatchSnapshot, prices: PriceBook | None) -> JSON | None:
         return None
     running = ended_at_ms(snapshot) is None
     return {**amounts(found), "status": "estimate" if running else "confirmed"}
+
+
+def _hold(hold: BudgetHold) -> JSON:
+    """Why a batch waits for money, and what can be done."""
+    whose = "API key that created it" if hold.scope == "key" else "tenant"
+    when = "" if hold.until_ms is None else f" or the next {hold.period} begins (UTC)"
+    budget, spent = money(hold.budget_micros), money(hold.spent_micros)
+    return {
+        "reason": hold.reason,
+        "scope": hold.scope,
+        "budget": budget,
+        "spent": spent,
+        "currency": hold.currency,
+        "period": hold.period,
+        "until": _seconds(hold.until_ms),
+        "message": f"The budget of the {whose} is used up: {spent} of {budget} {hold.currency}. "
+        f"The batch goes on by itself when an operator raises the budget{when}; "
+        "resuming it does not lift this.",
+    }
 
 
 def _partial_files(snapshot: BatchSnapshot) -> JSON:

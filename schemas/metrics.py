@@ -352,6 +352,14 @@ BATCHES_QUEUED = Metric(
     "Running batches of this controller that wait until their tenant's limits leave room.",
 )
 
+BATCHES_HELD = Metric(
+    "backhaul_batches_held",
+    MetricKind.GAUGE,
+    "Running batches of this controller that wait for money: the budget of their tenant or of "
+    "their API key is used up. `backhaul tenants set --budget` raises it.",
+    ("scope",),
+)
+
 # Billing
 PRICE_BOOK_BAD = Metric(
     "backhaul_price_book_bad",
@@ -411,6 +419,7 @@ METRICS: tuple[Metric, ...] = (
     BATCHES_ENDED,
     BATCHES_AT_RISK,
     BATCHES_QUEUED,
+    BATCHES_HELD,
     READY,
     RECORDS_CONSUMED,
     RECORDS_PRODUCED,

@@ -28,6 +28,7 @@ from api.cli.view import (
     duration,
     error_lines,
     forecast_text,
+    hold_text,
     priority_text,
     prompt_lines,
     queue_text,
@@ -81,7 +82,12 @@ def _row(view: BatchView) -> str:
     done = f"{view.done}/{view.total}" if view.total else "-"
     created = ago(time.time() - view.created_at)
     row = f"{view.id:<38} {view.state:<11} {done:>11} {view.failed or '-':>6} {created:>10}"
-    words = (priority_text(view), forecast_text(view, time.time()), queue_text(view))
+    words = (
+        priority_text(view),
+        forecast_text(view, time.time()),
+        queue_text(view),
+        hold_text(view),
+    )
     return f"{row}  {', '.join(word for word in words if word)}".rstrip()
 
 
@@ -123,6 +129,7 @@ def _fields(view: BatchView, batch: Json) -> list[tuple[str, str]]:
         risk = ", at risk: later than it expires" if view.at_risk else ""
         fields.append(("eta", f"{_at(view.eta)} (in {duration(view.eta - now)}){risk}"))
     fields.append(("queue", queue_text(view)))
+    fields.append(("held", printable(str(view.hold.get("message") or ""))))
     if view.input_tokens or view.output_tokens:
         fields.append(("tokens", f"{view.input_tokens:,} in, {view.output_tokens:,} out"))
     fields += [

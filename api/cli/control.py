@@ -12,8 +12,8 @@ import typer
 from api.cli.failure import Misuse
 from api.cli.http import Json
 from api.cli.options import APIKey, AsJSON, BaseURL, BatchID, DataDir, client_for
-from api.cli.terminal import note, out, out_json
-from api.cli.view import counts_text, duration, priority_text, view_of
+from api.cli.terminal import note, out, out_json, printable
+from api.cli.view import counts_text, duration, hold_text, priority_text, view_of
 
 _SPAN = re.compile(r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?")
 _UNIX = re.compile(r"\d{9,12}")
@@ -131,3 +131,5 @@ def _say(batch: Json, *, as_json: bool) -> None:
     out(f"{view.id} {view.state}")
     ends = f"expires in {duration(view.expires_at - time.time())}" if view.expires_at else ""
     note(", ".join(filter(None, (counts_text(view), priority_text(view), ends))))
+    if view.hold:
+        note(printable(str(view.hold.get("message") or hold_text(view))))

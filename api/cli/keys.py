@@ -1,4 +1,4 @@
-"""`backhaul keys`: make, list and revoke API keys, on the operator's side, through Kafka."""
+"""`backhaul keys`: API keys and their budgets, on the operator's side, through Kafka."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from api.cli.budgets import (
+    BudgetAmount,
+    BudgetPeriod,
+    budget_changes,
+    budget_shown,
+    budget_text,
+)
 from api.cli.failure import Failure, Misuse
 from api.cli.kafka import KafkaData, KafkaServers, kafka_settings, run
 from api.cli.options import AsJSON
@@ -19,9 +26,7 @@ _MS = 1000
 _TENANT_WIDTH = 16
 _NAME_WIDTH = 11
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="API keys of tenants: create, list, revoke."
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="API keys of tenants.")
 
 
 @app.command()
@@ -64,6 +69,27 @@ def list_all(
         out(_row(record))
 
 
+@app.command("set")
+def set_(
+    key_id: Annotated[str, typer.Argument(metavar="KEY", help="The key's id, or its beginning.")],
+    budget: BudgetAmount = None,
+    budget_period: BudgetPeriod = None,
+    as_json: AsJSON = False,
+    kafka: KafkaServers = None,
+    data_dir: KafkaData = None,
+) -> None:
+    """Set what batches created with a key may cost; above it they wait."""
+    settings = kafka_settings(kafka, data_dir)
+    changes = budget_changes(settings, budget, budget_period)
+    if not changes:
+        raise Misuse("Give --budget, --budget-period, or both.")
+    record = run(_change(settings, key_id, changes))
+    if as_json:
+        out_json(_shown(record))
+        return
+    out(_row(record))
+
+
 @app.command()
 def revoke(
     key_id: Annotated[str, typer.Argument(metavar="KEY", help="The key's id, or its beginning.")],
@@ -99,21 +125,40 @@ async def _list(settings: Settings) -> list[ApiKeyRecord]:
     return await list_keys(TopicReader(settings, [ACCOUNT]))
 
 
+async def _change(settings: Settings, key_id: str, changes: dict[str, Any]) -> ApiKeyRecord:
+    from api.keys import change_key
+    from streams.kafka.producer import RecordProducer
+
+    key = await _found(settings, key_id)
+    producer = RecordProducer(settings)
+    await producer.start()
+    try:
+        return await change_key(producer, key, changes)
+    finally:
+        await producer.stop()
+
+
 async def _revoke(settings: Settings, key_id: str) -> ApiKeyRecord:
     from api.keys import revoke_key
     from streams.kafka.producer import RecordProducer
 
+    key = await _found(settings, key_id)
+    producer = RecordProducer(settings)
+    await producer.start()
+    try:
+        return await revoke_key(producer, key)
+    finally:
+        await producer.stop()
+
+
+async def _found(settings: Settings, key_id: str) -> ApiKeyRecord:
+    """The key whose id this is, or begins so. Raises Failure."""
     found = [record for record in await _list(settings) if record.key_id.startswith(key_id)]
     exact = [record for record in found if record.key_id == key_id]
     if len(exact or found) != 1:
         what = "No key's id begins" if not found else f"{len(found)} keys' ids begin"
         raise Failure(f"{what} with {key_id!r}.", "`backhaul keys list` shows them all.")
-    producer = RecordProducer(settings)
-    await producer.start()
-    try:
-        return await revoke_key(producer, (exact or found)[0])
-    finally:
-        await producer.stop()
+    return (exact or found)[0]
 
 
 def _shown(record: ApiKeyRecord) -> dict[str, Any]:
@@ -126,14 +171,18 @@ def _shown(record: ApiKeyRecord) -> dict[str, Any]:
         "hint": record.hint,
         "created_at": record.created_at_ms // _MS,
         "revoked_at": None if revoked is None else revoked // _MS,
+        "budget": budget_shown(record.budget_micros, record.budget_period),
     }
 
 
 def _row(record: ApiKeyRecord) -> str:
+    budget = ""
+    if record.budget_micros is not None:
+        budget = f", budget {budget_text(record.budget_micros, record.budget_period)}"
     state = "revoked" if record.revoked_at_ms is not None else f"…{record.hint}"
     return (
         f"{record.key_id:<36} {_fit(record.tenant, _TENANT_WIDTH)} "
-        f"{_fit(record.name, _NAME_WIDTH)} {state}"
+        f"{_fit(record.name, _NAME_WIDTH)} {state}{budget}"
     )
 
 

@@ -1,4 +1,4 @@
-"""`backhaul tenants`: what each tenant may have enqueued, on the operator's side, through Kafka."""
+"""`backhaul tenants`: what each tenant may have enqueued and spend, on the operator's side."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from api.cli.budgets import (
+    BudgetAmount,
+    BudgetPeriod,
+    budget_changes,
+    budget_shown,
+    budget_text,
+)
 from api.cli.failure import Misuse
 from api.cli.kafka import KafkaData, KafkaServers, kafka_settings, run
 from api.cli.options import AsJSON
@@ -42,19 +49,25 @@ def set_(
             help="Most estimated input tokens of these lines.",
         ),
     ] = None,
+    budget: BudgetAmount = None,
+    budget_period: BudgetPeriod = None,
     as_json: AsJSON = False,
     kafka: KafkaServers = None,
     data_dir: KafkaData = None,
 ) -> None:
-    """Set a tenant's limits: batches above them are accepted, and wait until there is room."""
+    """Set a tenant's limits and its budget: batches above them are accepted, and wait."""
     from api.keys import InvalidKeyName
 
     asked = {"max_enqueued_lines": lines, "max_enqueued_tokens": tokens}
-    changes = {name: _limit(name, text) for name, text in asked.items() if text is not None}
+    settings = kafka_settings(kafka, data_dir)
+    changes = {
+        **{name: _limit(name, text) for name, text in asked.items() if text is not None},
+        **budget_changes(settings, budget, budget_period),
+    }
     if not changes:
-        raise Misuse("Give --max-enqueued-lines, --max-enqueued-tokens, or both.")
+        raise Misuse("Give a limit (--max-enqueued-lines, --max-enqueued-tokens) or a --budget.")
     try:
-        record = run(_set(kafka_settings(kafka, data_dir), tenant, changes))
+        record = run(_set(settings, tenant, changes))
     except InvalidKeyName as error:
         raise Misuse(str(error)) from error
     if as_json:
@@ -76,12 +89,12 @@ def list_all(
     if not tenants:
         note("No tenants.")
         return
-    out(f"{'TENANT':<24} {'MAX LINES':>12} {'MAX TOKENS':>16} {'KEYS':>5}")
+    out(f"{'TENANT':<24} {'MAX LINES':>12} {'MAX TOKENS':>16} {'BUDGET':>18} {'KEYS':>5}")
     for tenant in tenants:
         out(f"{_row(tenant.limits)} {tenant.keys:>5}")
 
 
-async def _set(settings: Settings, tenant: str, changes: dict[str, int | None]) -> TenantRecord:
+async def _set(settings: Settings, tenant: str, changes: dict[str, Any]) -> TenantRecord:
     from api.tenants import set_limits
     from schemas.topics import ACCOUNT
     from streams.kafka.producer import RecordProducer
@@ -118,6 +131,7 @@ def _shown(record: TenantRecord) -> dict[str, Any]:
         "tenant": record.tenant,
         "max_enqueued_lines": record.max_enqueued_lines,
         "max_enqueued_tokens": record.max_enqueued_tokens,
+        "budget": budget_shown(record.budget_micros, record.budget_period),
         "set_at": record.at_ms // _MS or None,
     }
 
@@ -127,4 +141,5 @@ def _row(record: TenantRecord) -> str:
         _NONE if limit is None else f"{limit:,}"
         for limit in (record.max_enqueued_lines, record.max_enqueued_tokens)
     )
-    return f"{record.tenant:<24} {lines:>12} {tokens:>16}"
+    budget = budget_text(record.budget_micros, record.budget_period)
+    return f"{record.tenant:<24} {lines:>12} {tokens:>16} {budget:>18}"

@@ -45,6 +45,7 @@ class BatchView:
     at_risk: bool
     queue_position: int | None
     queued: bool
+    hold: Mapping[str, Any]
 
     @property
     def state(self) -> str:
@@ -98,6 +99,7 @@ def view_of(batch: Mapping[str, Any]) -> BatchView:
         at_risk=bool(batch.get("at_risk")),
         queue_position=batch.get("queue_position"),
         queued=bool(batch.get("queued")),
+        hold=batch.get("hold") or {},
     )
 
 
@@ -148,6 +150,15 @@ def queue_text(view: BatchView) -> str:
     if view.queued:
         return f"waits for room{': ' if behind else ''}{behind}"
     return behind
+
+
+def hold_text(view: BatchView) -> str:
+    """`held: budget of the key used up, 100.02 of 100.00 usd`; empty unless it waits for money."""
+    hold = view.hold
+    if not hold:
+        return ""
+    spent = f"{hold.get('spent')} of {hold.get('budget')} {hold.get('currency')}"
+    return printable(f"held: budget of the {hold.get('scope')} used up, {spent}")
 
 
 def forecast_text(view: BatchView, now: float) -> str:

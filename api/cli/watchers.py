@@ -10,7 +10,7 @@ from api.cli.follow import Watcher
 from api.cli.http import Json
 from api.cli.pace import Pace
 from api.cli.terminal import console, is_live, note, out_json
-from api.cli.view import BatchView, duration, forecast_text, priority_text, queue_text
+from api.cli.view import BatchView, duration, forecast_text, hold_text, priority_text, queue_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -31,6 +31,8 @@ def pace_text(view: BatchView, pace: Pace, now: float) -> str:
 
     The server's forecast, which knows what else runs, goes before what the pace alone says.
     """
+    if view.hold:
+        return hold_text(view)
     if view.state != "in_progress":
         return ""
     rate = pace.lines_per_s()
@@ -77,7 +79,14 @@ class LineWatcher:
         """Prints a line if there is something new to say."""
         now = self._clock()
         counted = view.done != self._done and now - self._said_at >= _LINE_EVERY_S
-        state = (view.state, view.priority, view.expires_at, view.at_risk, view.queued)
+        state = (
+            view.state,
+            view.priority,
+            view.expires_at,
+            view.at_risk,
+            view.queued,
+            bool(view.hold),
+        )
         if state == self._state and not counted and not self._trouble:
             return
         self._state, self._done, self._said_at, self._trouble = state, view.done, now, False

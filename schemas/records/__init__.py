@@ -34,8 +34,8 @@ from schemas.records.billing import (
     SendState,
 )
 from schemas.records.commands import BatchCancel, BatchChange, BatchCreate, BatchPause, BatchResume
-from schemas.records.common import ClaimCheck, ModelUsage, ObjectRef, Usage
-from schemas.records.forecasts import BatchForecast, BatchForecasts
+from schemas.records.common import ClaimCheck, DayUsage, ModelUsage, ObjectRef, Usage
+from schemas.records.forecasts import BatchForecast, BatchForecasts, BudgetHold
 from schemas.records.lines import (
     CollectedLine,
     DoneLines,
@@ -112,10 +112,12 @@ __all__ = [
     "BillingDecision",
     "BillingReport",
     "BillingReportError",
+    "BudgetHold",
     "ChunkRow",
     "ClaimCheck",
     "CollectedLine",
     "ControllerLoad",
+    "DayUsage",
     "DeliveryState",
     "DoneLines",
     "DueLines",

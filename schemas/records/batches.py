@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
-from schemas.records.common import ModelUsage, ObjectRef, Usage
+from schemas.records.common import DayUsage, ModelUsage, ObjectRef, Usage
 
 
 class PinnedPrompt(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,6 +170,7 @@ class BatchSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     origin_batch_id: str | None = None
     accepted_prefix: int = 0
     usage_by_model: tuple[ModelUsage, ...] = ()
+    usage_of_later_days: tuple[DayUsage, ...] = ()
     kafka_key: str | None = None
     key_id: str | None = None
     output: ObjectRef | None = None

@@ -36,3 +36,11 @@ class ModelUsage(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     usage: Usage
+
+
+class DayUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """Token counts of one model's lines that came on one UTC day."""
+
+    day: int
+    model: str
+    usage: Usage

@@ -5,6 +5,18 @@ from __future__ import annotations
 import msgspec
 
 
+class BudgetHold(msgspec.Struct, frozen=True, kw_only=True):
+    """Why nothing more of a batch is released though nobody has paused it."""
+
+    reason: str
+    scope: str
+    period: str
+    budget_micros: int
+    spent_micros: int
+    currency: str
+    until_ms: int | None = None
+
+
 class BatchForecast(msgspec.Struct, frozen=True, kw_only=True):
     """What is foreseen for one batch."""
 
@@ -12,6 +24,7 @@ class BatchForecast(msgspec.Struct, frozen=True, kw_only=True):
     eta_ms: int | None = None
     queue_position: int | None = None
     queued: bool = False
+    hold: BudgetHold | None = None
 
 
 class BatchForecasts(msgspec.Struct, frozen=True, kw_only=True):

@@ -31,6 +31,8 @@ class ApiKeyRecord(msgspec.Struct, frozen=True, kw_only=True):
     hint: str
     created_at_ms: int
     revoked_at_ms: int | None = None
+    budget_micros: int | None = None
+    budget_period: str = "total"
 
 
 class TenantRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +42,8 @@ class TenantRecord(msgspec.Struct, frozen=True, kw_only=True):
     at_ms: int
     max_enqueued_lines: int | None = None
     max_enqueued_tokens: int | None = None
+    budget_micros: int | None = None
+    budget_period: str = "total"
 
 
 class PromptVersionRef(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from schemas.records.batches import AssembleReason, BatchError, BatchStatus, PinnedPrompt
-from schemas.records.common import ModelUsage, ObjectRef, Usage
+from schemas.records.common import DayUsage, ModelUsage, ObjectRef, Usage
 
 
 class OpenRetry(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +28,7 @@ class ChunkRow(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage = Usage()
     retries: tuple[OpenRetry, ...]
     by_model: tuple[ModelUsage, ...] = ()
+    later: tuple[DayUsage, ...] = ()
 
 
 class BatchRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +72,7 @@ class BatchRow(msgspec.Struct, frozen=True, kw_only=True):
     paused_at_ms: int | None = None
     origin_batch_id: str | None = None
     final_by_model: tuple[ModelUsage, ...] = ()
+    final_later: tuple[DayUsage, ...] = ()
     frozen_prefix: int = 0
     kafka_key: str | None = None
     key_id: str | None = None

@@ -25,12 +25,15 @@ from streams.controller.release import Releaser
 from streams.controller.routes import Routes
 from streams.controller.snapshots import Snapshots
 from streams.controller.windows import Windows
+from streams.domain.billing.budgets import Budgets
+from streams.domain.billing.prices import PriceBookError
 from streams.domain.clock import SystemClock
 from streams.domain.upstreams import UpstreamTable, UpstreamTableError
 from streams.kafka.consumer import GroupConsumer
 from streams.kafka.reader import TopicReader
 from streams.kafka.role import Role
 from streams.ports.object_store import ObjectStore, ObjectStoreError
+from streams.prices import Prices, load_prices
 from streams.settings import Settings, load_upstreams
 
 log = structlog.get_logger(__name__)
@@ -45,7 +48,9 @@ _MAX_TRAVELLING_BYTES = 1024 * 1024
 class Controller(Service):
     """The role's parts, and what happens to its partitions."""
 
-    def __init__(self, role: Role, table: UpstreamTable, store: ObjectStore) -> None:
+    def __init__(
+        self, role: Role, table: UpstreamTable, store: ObjectStore, prices: Prices
+    ) -> None:
         super().__init__()
         self._role = role
         self._name = f"{role.name}-{role.settings.instance}"
@@ -60,6 +65,7 @@ class Controller(Service):
             TopicReader(role.settings, [ACCOUNT], metrics=role.metrics),
             TopicReader(role.settings, [BATCH_STATUS], metrics=role.metrics),
             self._clock,
+            Budgets(prices.current),
         )
         self._snapshots = Snapshots(self._books, role.producer, role.fence)
         claim_check_bytes = min(role.settings.claim_check_bytes, _MAX_TRAVELLING_BYTES)
@@ -161,14 +167,14 @@ def main(settings: Settings) -> int:
     """Runs a controller until it is told to stop; the exit code."""
     try:
         role = build(settings)
-    except (ObjectStoreError, UpstreamTableError) as error:
+    except (ObjectStoreError, UpstreamTableError, PriceBookError) as error:
         log.critical(str(error), action="settings_wrong")
         return EXIT_USAGE
     return role.run()
 
 
 def build(settings: Settings) -> Role:
-    """The role, wired. Raises ObjectStoreError, UpstreamTableError."""
+    """The role, wired. Raises ObjectStoreError, UpstreamTableError, PriceBookError."""
     table = load_upstreams(settings)
     store = open_store(settings.resolved_store_url)
     role = Role(
@@ -178,5 +184,5 @@ def build(settings: Settings) -> Role:
         commit_interval_s=_COMMIT_S,
         commit_every=_COMMIT_EVERY,
     )
-    Controller(role, table, store)
+    Controller(role, table, store, load_prices(settings, metrics=role.metrics))
     return role

@@ -8,7 +8,8 @@ from typing import Protocol
 
 import structlog
 
-from schemas.records import BatchSnapshot, TenantRecord
+from schemas.records import ApiKeyRecord, BatchSnapshot, TenantRecord
+from streams.domain.billing.budgets import Budgets
 from streams.domain.clock import Clock
 from streams.domain.enqueued.tenants import Tenants
 from streams.kafka.errors import KafkaBaseError
@@ -40,12 +41,15 @@ class Reader(Protocol):
 class EnqueuedFollower:
     """Keeps `tenants` as the topics say. listener: called when some batch's room may be another."""
 
-    def __init__(self, account: Reader, status: Reader, clock: Clock) -> None:
+    def __init__(
+        self, account: Reader, status: Reader, clock: Clock, budgets: Budgets | None = None
+    ) -> None:
         self._account = account
         self._status = status
         self._clock = clock
-        self.tenants = Tenants()
+        self.tenants = Tenants(budgets)
         self.listener: Callable[[], None] | None = None
+        self._warned = False
 
     async def start(self) -> None:
         """Connects. Raises KafkaBaseError."""
@@ -94,6 +98,7 @@ class EnqueuedFollower:
             if came_up:
                 behind = False
                 read_all()
+            self._warn()
             if self.tenants.settle(self._clock.now_ms()) or came_up:
                 self._tell()
             if not behind:
@@ -101,10 +106,20 @@ class EnqueuedFollower:
 
     def _take(self, read: ReadRecord) -> None:
         match read.record:
+            case ApiKeyRecord() as key:
+                self.tenants.hear_key(key)
             case TenantRecord() as limits:
                 self.tenants.hear_limits(limits)
             case BatchSnapshot() as snapshot:
                 self.tenants.hear_batch(snapshot)
+
+    def _warn(self) -> None:
+        if self.tenants.budgets.unpriced and not self._warned:
+            self._warned = True
+            log.warning(
+                "There are budgets, but no price book: set BACKHAUL_PRICES_FILE.",
+                action="budgets_not_enforced",
+            )
 
     def _tell(self) -> None:
         if self.listener is not None:

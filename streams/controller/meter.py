@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from schemas.metrics import (
     BATCHES_AT_RISK,
     BATCHES_ENDED,
+    BATCHES_HELD,
     BATCHES_QUEUED,
     EVENTS_FOLDED,
     LINES_ACCEPTED,
@@ -31,6 +33,7 @@ class ControllerMeter:
         self._failed = metrics.counter(LINES_ACCEPTED).labels("failed")
         self._ended = metrics.counter(BATCHES_ENDED)
         self._at_risk = metrics.gauge(BATCHES_AT_RISK)
+        self._held = metrics.gauge(BATCHES_HELD)
         self._queued = metrics.gauge(BATCHES_QUEUED)
 
     def stepped(self, step: Step) -> None:
@@ -48,3 +51,6 @@ class ControllerMeter:
         """This is foreseen for all of this process's batches."""
         self._at_risk.set(sum(outlook.at_risk for outlook in outlooks))
         self._queued.set(sum(outlook.queued for outlook in outlooks))
+        scopes = Counter(outlook.hold.scope for outlook in outlooks if outlook.hold is not None)
+        for scope in ("tenant", "key"):
+            self._held.labels(scope).set(scopes[scope])

@@ -25,6 +25,7 @@ from streams.controller.outstanding import FoundSlice
 from streams.controller.ports import Guard, Sender
 from streams.controller.routes import Routes
 from streams.domain.batch.effects import CloseLines, OpenLines, SettleLines, SteerLines
+from streams.domain.batch.row import snapshot_of
 from streams.domain.batch.state import InProgress, Request
 from streams.domain.clock import Clock
 from streams.domain.dispatch.dispatcher import Dispatcher, Want
@@ -116,6 +117,7 @@ class Releaser:
                 self._dispatcher.settle(
                     effect.batch_id, effect.accepted, effect.retries, self._clock.now_ms()
                 )
+                self._spent(effect.batch_id)
             case SteerLines():
                 self._steer(effect)
         self._wake.set()
@@ -169,6 +171,15 @@ class Releaser:
                 await self._wake.wait()
         except TimeoutError:
             pass
+
+    def _spent(self, batch_id: str) -> None:
+        """Lines of a batch are in. Its snapshot tells so a second later, which may be too late."""
+        batch = self._books.live.get(batch_id)
+        if batch is None or not self._tenants.budgets.applies(batch.request.tenant):
+            return
+        self._tenants.hear_batch(snapshot_of(batch))
+        if self._tenants.settle(self._clock.now_ms()):
+            self.make_room()
 
     def _steer(self, effect: SteerLines) -> None:
         running = self._running.get(effect.batch_id)

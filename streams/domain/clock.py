@@ -6,6 +6,13 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
+DAY_MS = 86_400_000
+
+
+def day_of(ms: int) -> int:
+    """The UTC day of a time in Unix milliseconds, counted from 1970."""
+    return ms // DAY_MS
+
 
 class Clock(Protocol):
     """Where a component gets the time from."""

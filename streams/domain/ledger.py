@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from schemas.records import ChunkRow, CollectedLine, ModelUsage, OpenRetry, OutcomeKind, Usage
-from streams.domain.billing.tokens import add, add_by_model
+from schemas.records import (
+    ChunkRow,
+    CollectedLine,
+    DayUsage,
+    ModelUsage,
+    OpenRetry,
+    OutcomeKind,
+    Usage,
+)
+from streams.domain.billing.tokens import add, add_parts
 from streams.domain.chunk import (
     BITMAP_BYTES,
     CHUNK_LINES,
@@ -25,19 +33,23 @@ _FULL = (1 << CHUNK_LINES) - 1
 _NO_RETRIES: Mapping[int, OpenRetry] = {}
 _NO_USAGE = Usage()
 _NO_MODELS: Mapping[str, Usage] = {}
+_NO_DAYS: Mapping[tuple[int, str], Usage] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
     """Sums over accepted lines.
 
-    by_model: the usage's parts, in batches with several models; empty in others.
+    by_model: the usage's parts, in batches with several models; empty in others. later: the parts
+    of the usage that came on a later UTC day than the batch's creation, by day and model; the model
+    is '' in batches with one.
     """
 
     completed: int = 0
     failed: int = 0
     usage: Usage = _NO_USAGE
     by_model: Mapping[str, Usage] = field(default_factory=lambda: _NO_MODELS)
+    later: Mapping[tuple[int, str], Usage] = field(default_factory=lambda: _NO_DAYS)
 
     @property
     def accepted(self) -> int:
@@ -50,7 +62,8 @@ class Counts:
             self.completed + other.completed,
             self.failed + other.failed,
             add(self.usage, other.usage),
-            add_by_model(self.by_model, other.by_model) if other.by_model else self.by_model,
+            add_parts(self.by_model, other.by_model) if other.by_model else self.by_model,
+            add_parts(self.later, other.later) if other.later else self.later,
         )
 
 
@@ -89,11 +102,16 @@ class Accepted:
 
 
 def accept(
-    ledger: Ledger, outcomes: Iterable[CollectedLine], offset: int, models: Sequence[str] = ()
+    ledger: Ledger,
+    outcomes: Iterable[CollectedLine],
+    offset: int,
+    models: Sequence[str] = (),
+    later_day: int | None = None,
 ) -> Accepted:
     """Folds the outcomes of one event, all of this chunk, into its ledger.
 
     models: the event's, if the batch has several, so that its usage is to be known by model.
+    later_day: the event's UTC day, counted from 1970, if it isn't that of the batch's creation.
     """
     if offset <= ledger.watermark:
         return Accepted(ledger, 0, (), Counts(), ())
@@ -117,6 +135,8 @@ def accept(
             )
             retries[outcome.line] = opened[outcome.line] = retry
     gained = count(lines, models)
+    if later_day is not None and lines:
+        gained = _on_day(gained, later_day)
     folded = Ledger(offset, bits, ledger.counts.plus(gained), retries or _NO_RETRIES)
     return Accepted(folded, mask, lines, gained, tuple(opened.values()))
 
@@ -148,6 +168,23 @@ def _by_model(lines: Sequence[CollectedLine], models: Sequence[str]) -> Mapping[
         for model, of_model in apart.items()
         if 0 <= model < len(models)
     }
+
+
+def _on_day(gained: Counts, day: int) -> Counts:
+    parts = gained.by_model or {"": gained.usage}
+    return replace(gained, later={(day, model): used for model, used in parts.items()})
+
+
+def packed_days(counts: Counts) -> tuple[DayUsage, ...]:
+    """The usage of later days as records carry it."""
+    return tuple(
+        [DayUsage(day=d, model=m, usage=counts.later[d, m]) for d, m in sorted(counts.later)]
+    )
+
+
+def unpacked_days(parts: Sequence[DayUsage]) -> Mapping[tuple[int, str], Usage]:
+    """The usage of later days in a record."""
+    return {(part.day, part.model): part.usage for part in parts} if parts else _NO_DAYS
 
 
 def packed_models(counts: Counts) -> tuple[ModelUsage, ...]:
@@ -207,6 +244,7 @@ def to_row(batch_id: str, chunk: int, ledger: Ledger) -> ChunkRow:
         failed=ledger.counts.failed,
         usage=ledger.counts.usage,
         by_model=packed_models(ledger.counts),
+        later=packed_days(ledger.counts),
         retries=tuple(ledger.retries[line] for line in sorted(ledger.retries)),
     )
 
@@ -216,7 +254,13 @@ def from_row(row: ChunkRow) -> Ledger:
     return Ledger(
         watermark=row.watermark,
         accepted=unpacked(row.accepted),
-        counts=Counts(row.completed, row.failed, row.usage, unpacked_models(row.by_model)),
+        counts=Counts(
+            row.completed,
+            row.failed,
+            row.usage,
+            unpacked_models(row.by_model),
+            unpacked_days(row.later),
+        ),
         retries={retry.line: retry for retry in row.retries} or _NO_RETRIES,
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from api.forecasts import KEPT_MS
-from schemas.records import BatchForecast, BatchForecasts, BatchStatus
+from schemas.records import BatchForecast, BatchForecasts, BatchStatus, BudgetHold
 from schemas.topics import BATCH_FORECAST
 from streams.domain.clock import ManualClock
 from tests.support.gateway import GatewayUnderTest, running_gateway
@@ -97,3 +97,45 @@ async def test_only_a_batch_whose_lines_run_shows_a_forecast(
     assert (await shown(gateway, batch_id))["at_risk"]
     await gateway.show(batch_id, **changes)
     assert await shown(gateway, batch_id) == NONE
+
+
+_HOLD = BudgetHold(
+    reason="budget_reached",
+    scope="key",
+    period="day",
+    budget_micros=100_000_000,
+    spent_micros=100_020_000,
+    currency="usd",
+    until_ms=1_796_083_200_000,
+)
+
+
+async def test_a_batch_without_money_says_why_also_once_its_user_has_paused_and_resumed_it(
+    gateway: GatewayUnderTest,
+) -> None:
+    batch_id = await running(gateway)
+    client = gateway.client()
+    assert (await client.batches.retrieve(batch_id)).to_dict()["hold"] is None
+    await foresee(gateway, BatchForecast(batch_id=batch_id, hold=_HOLD))
+    held: Any = (await client.batches.retrieve(batch_id)).to_dict()
+    hold: Any = held["hold"]
+    message = hold.pop("message")
+    assert hold == {
+        "reason": "budget_reached",
+        "scope": "key",
+        "budget": "100.000000",
+        "spent": "100.020000",
+        "currency": "usd",
+        "period": "day",
+        "until": 1_796_083_200,
+    }
+    assert "raises the budget or the next day begins" in message
+    assert held["paused_at"] is None
+    paused: Any = await client.post(f"/batches/{batch_id}/pause", cast_to=object)
+    assert paused["paused_at"]
+    assert paused["hold"] == held["hold"] | {"message": message}
+    resumed: Any = await client.post(f"/batches/{batch_id}/resume", cast_to=object)
+    assert resumed["paused_at"] is None
+    assert "resuming it does not lift this" in resumed["hold"]["message"]
+    await gateway.show(batch_id, status=BatchStatus.CANCELLING)
+    assert (await client.batches.retrieve(batch_id)).to_dict()["hold"] is None

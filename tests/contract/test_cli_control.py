@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -13,6 +14,9 @@ from typer.testing import CliRunner, Result
 from api.cli.control import moment, seconds_in
 from api.cli.failure import Misuse
 from api.cli.main import app
+from api.cli.pace import Pace
+from api.cli.view import view_of
+from api.cli.watchers import pace_text
 from tests.support.fake_gateway import API_KEY, FakeGateway, a_batch, running_gateway
 
 
@@ -166,3 +170,27 @@ def test_retry_where_nothing_failed_is_refused_in_the_servers_words(gateway: Fak
     result = backhaul("retry", "b")
     assert result.exit_code == 1
     assert "it has no failed lines" in result.stderr
+
+
+_HOLD: dict[str, Any] = {
+    "reason": "budget_reached",
+    "scope": "key",
+    "period": "day",
+    "until": 1_796_083_200,
+    "budget": "100.000000",
+    "spent": "100.020000",
+    "currency": "usd",
+    "message": "The budget is used up; resuming does not lift this.",
+}
+
+
+def test_a_batch_without_money_says_so_wherever_it_is_shown(gateway: FakeGateway) -> None:
+    gateway.add_batch(a_batch("b", counts=(10, 4, 0), hold=_HOLD))
+    short = "held: budget of the key used up, 100.020000 of 100.000000 usd"
+    assert short in backhaul("list").stdout
+    assert f"held:        {_HOLD['message']}\n" in backhaul("get", "b").stdout
+    resumed = backhaul("resume", "b")
+    assert resumed.exit_code == 0
+    assert _HOLD["message"] in resumed.stderr
+    shown = view_of(a_batch("b", counts=(10, 4, 0), hold=_HOLD))
+    assert pace_text(shown, Pace(), 0.0) == short

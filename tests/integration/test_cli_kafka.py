@@ -90,13 +90,38 @@ def test_a_tenant_s_limits_are_set_listed_and_taken_away_one_by_one() -> None:
     assert backhaul("tenants", "set", "big", "--max-enqueued-tokens", "5000").exit_code == 0
     listed = backhaul("tenants", "list").stdout.splitlines()
     assert [line.split() for line in listed[1:]] == [
-        ["acme", "none", "none", "1"],
-        ["big", "100,000", "5,000", "0"],
+        ["acme", "none", "none", "none", "1"],
+        ["big", "100,000", "5,000", "none", "0"],
     ]
     assert max(map(len, listed)) <= 80
     assert backhaul("tenants", "set", "big", "--max-enqueued-lines", "none").exit_code == 0
     _, big = map(json.loads, backhaul("tenants", "list", "--json").stdout.splitlines())
     assert (big["max_enqueued_lines"], big["max_enqueued_tokens"]) == (None, 5000)
+
+
+def test_budgets_are_set_for_a_tenant_and_a_key_and_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert backhaul("topics", "apply").exit_code == 0
+    key = json.loads(backhaul("keys", "create", "acme", "--json").stdout)["key_id"]
+    refused = backhaul("tenants", "set", "acme", "--budget", "100")
+    assert refused.exit_code == 1
+    assert "BACKHAUL_PRICES_FILE" in refused.stderr
+    prices = tmp_path / "prices.yaml"
+    prices.write_text('currency: usd\ndefault: {input: "1", output: "2"}\n')
+    monkeypatch.setenv("BACKHAUL_PRICES_FILE", str(prices))
+    budget = ("--budget", "100", "--budget-period", "month")
+    assert backhaul("tenants", "set", "acme", *budget).exit_code == 0
+    assert backhaul("tenants", "set", "acme", "--max-enqueued-lines", "5").exit_code == 0
+    assert "100.00/month" in backhaul("tenants", "list").stdout
+    assert backhaul("keys", "set", key, "--budget", "0.000001").exit_code == 0
+    listed = json.loads(backhaul("keys", "list", "--json").stdout)
+    assert listed["budget"] == {"amount": "0.000001", "period": "total"}
+    assert ", budget 0.000001" in backhaul("keys", "list").stdout
+    monkeypatch.delenv("BACKHAUL_PRICES_FILE")
+    assert backhaul("tenants", "set", "acme", "--budget", "none").exit_code == 0
+    (acme,) = map(json.loads, backhaul("tenants", "list", "--json").stdout.splitlines())
+    assert (acme["budget"], acme["max_enqueued_lines"]) == (None, 5)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +132,9 @@ def test_a_tenant_s_limits_are_set_listed_and_taken_away_one_by_one() -> None:
         ("tenants", "set", "a"),
         ("tenants", "set", "a", "--max-enqueued-lines", "0"),
         ("tenants", "set", "a", "--max-enqueued-tokens", "many"),
+        ("tenants", "set", "a", "--budget", "1.2345678"),
+        ("tenants", "set", "a", "--budget", "1", "--budget-period", "year"),
+        ("keys", "set", "key_1"),
     ],
 )
 def test_what_can_not_be_a_tenant_or_a_limit_exits_2(args: tuple[str, ...]) -> None:

@@ -176,6 +176,8 @@ class Fleet:
             "BACKHAUL_INSTANCE": instance,
             "BACKHAUL_FAILPOINT": failpoint,
         }
+        if settings.prices_file is not None:
+            env["BACKHAUL_PRICES_FILE"] = str(settings.prices_file)
         with (self.folder / f"controller-{len(self._processes)}.log").open("wb") as log:
             command = [sys.executable, "-m", "streams", "controller"]
             process = subprocess.Popen(command, env=env, stderr=log)
@@ -185,7 +187,13 @@ class Fleet:
     # -- what a test does ------------------------------------------------------------------
 
     async def create(
-        self, batch_id: str, lines: int, *, tenant: str = TENANT, window_s: int = 3600
+        self,
+        batch_id: str,
+        lines: int,
+        *,
+        tenant: str = TENANT,
+        window_s: int = 3600,
+        key_id: str | None = None,
     ) -> None:
         """Uploads an input file of so many lines and creates the batch."""
         data = b"".join(b"line %d of %s\n" % (n, batch_id.encode()) for n in range(lines))
@@ -204,6 +212,7 @@ class Fleet:
             window_s=window_s,
             metadata={},
             request_hash="",
+            key_id=key_id,
         )
         await self.producer.send(BATCH_COMMAND, batch_id, command)
 
@@ -238,6 +247,10 @@ class Fleet:
                 value = getattr(snapshot, name)
                 if value is not None:
                     assert times.setdefault(name, value) == value
+
+    def spent(self, batch_id: str) -> int:
+        """Input tokens billed so far."""
+        return sum(line.usage.input_tokens for line in self.usage.get(batch_id, {}).values())
 
     async def finish_held(self, most: int = 1 << 30) -> None:
         """Ends slices that hang, as completed."""

@@ -79,6 +79,17 @@ async def test_who_listens_is_told_when_room_changes_and_not_when_it_doesn_t() -
         assert told == before + 1
 
 
+async def test_a_budget_without_a_price_book_is_warned_of_once() -> None:
+    log = FakeLog()
+    await log.send(ACCOUNT, "tenant/a", TenantRecord(tenant="a", at_ms=0, budget_micros=5))
+    with capture_logs() as said:
+        async with following(log) as follower:
+            await eventually(lambda: follower.tenants.limits_known and said)
+            await limit(log, 5)
+            await eventually(lambda: follower.tenants.waits("a", "unseen"))
+    assert [entry["action"] for entry in said] == ["budgets_not_enforced"]
+
+
 async def test_a_broker_that_is_away_for_a_while_is_read_again() -> None:
     log = FakeLog()
     async with following(log) as follower:

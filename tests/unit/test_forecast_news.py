@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.records import BudgetHold
 from streams.domain.forecast.forecast import Outlook
 from streams.domain.forecast.news import QUIET_MS, REPEAT_MS, News
 from tests.support.workers import HOUR_MS, NOW
@@ -53,6 +57,19 @@ def test_the_first_end_that_is_known_is_told_at_once() -> None:
     told(news, 0, outlook(None))
     assert told(news, 2, outlook(600)) == ["b"]
     assert told(news, 4, outlook(3000)) == []
+
+
+def test_that_a_batch_has_no_money_or_has_it_again_is_told_at_once() -> None:
+    hold = BudgetHold(
+        reason="", scope="", period="", budget_micros=1, spent_micros=1, currency="usd"
+    )
+    held = replace(outlook(None), hold=hold)
+    news = News()
+    told(news, 0, outlook(600))
+    assert told(news, 1, held) == ["b"]
+    more = replace(held, hold=msgspec.structs.replace(hold, spent_micros=2))
+    assert told(news, 2, more) == []
+    assert told(news, 3, outlook(600)) == ["b"]
 
 
 def test_an_end_that_is_about_to_pass_is_replaced_before_it_does() -> None:

@@ -16,6 +16,7 @@ from schemas.records import (
 from streams.domain.batch.effects import Effect, RecordUsage, SettleLines
 from streams.domain.batch.state import InProgress
 from streams.domain.chunk import chunk_of
+from streams.domain.clock import day_of
 from streams.domain.ledger import Counts, Ledger, accept
 
 
@@ -39,13 +40,15 @@ def collect(
     """Accepts the event's outcomes, each chunk by its own watermark."""
     # Of a batch with one model the usage by model is its whole usage: no line is looked at for it.
     models = event.models if len(batch.work.models) > 1 else ()
+    day = day_of(event.at_ms)
+    later_day = day if day > day_of(batch.request.created_at_ms) else None
     changed: dict[int, Ledger] = {}
     lines: list[CollectedLine] = []
     retries: list[OpenRetry] = []
     gained = Counts()
     for chunk, outcomes in _by_chunk(event, batch.work.total).items():
         before = chunks.get(chunk) or Ledger()
-        accepted = accept(before, outcomes, offset, models)
+        accepted = accept(before, outcomes, offset, models, later_day)
         if accepted.ledger is not before:
             changed[chunk] = accepted.ledger
         lines += accepted.lines

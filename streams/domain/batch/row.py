@@ -21,7 +21,9 @@ from streams.domain.ledger import (
     Counts,
     Ledger,
     accepted_prefix,
+    packed_days,
     packed_models,
+    unpacked_days,
     unpacked_models,
 )
 from streams.domain.ledger import total as sum_of
@@ -137,6 +139,7 @@ def snapshot_of(batch: Batch) -> BatchSnapshot:
         origin_batch_id=request.origin_batch_id,
         accepted_prefix=prefix_of(batch),
         usage_by_model=packed_models(counts),
+        usage_of_later_days=packed_days(counts),
         kafka_key=request.kafka_key,
         key_id=request.key_id,
         output=ended.output if ended else None,
@@ -194,6 +197,7 @@ def to_row(batch: Batch) -> BatchRow:
         kafka_key=request.kafka_key,
         key_id=request.key_id,
         final_by_model=packed_models(counts) if frozen and not ended else (),
+        final_later=packed_days(counts) if frozen and not ended else (),
         in_progress_at_ms=times.get("in_progress_at_ms"),
         finalizing_at_ms=times.get("finalizing_at_ms"),
         completed_at_ms=times.get("completed_at_ms"),
@@ -212,6 +216,7 @@ def from_row(row: BatchRow, chunks: Mapping[int, Ledger]) -> Batch:
         row.final_failed,
         row.final_usage,
         unpacked_models(row.final_by_model),
+        unpacked_days(row.final_later),
     )
     # Chunk rows may be behind a row that froze them, and nothing is folded into them any more; rows
     # of earlier versions don't hold the prefix.

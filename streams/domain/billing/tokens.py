@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import TypeVar
 
 from schemas.records import Usage
+
+K = TypeVar("K")
 
 #: Where tokens can only be guessed: English prose has about four characters a token.
 CHARACTERS_PER_TOKEN = 4
@@ -34,12 +37,22 @@ def split(usage: Usage) -> Mapping[TokenType, int]:
     }
 
 
-def add_by_model(a: Mapping[str, Usage], b: Mapping[str, Usage]) -> Mapping[str, Usage]:
-    """The sums of both, model by model."""
+def add_parts(a: Mapping[K, Usage], b: Mapping[K, Usage]) -> Mapping[K, Usage]:
+    """The sums of both, part by part."""
     return {
         **a,
-        **{model: add(a[model], used) if model in a else used for model, used in b.items()},
+        **{part: add(a[part], used) if part in a else used for part, used in b.items()},
     }
+
+
+def subtract(a: Usage, b: Usage) -> Usage:
+    """What is left of the first without the second."""
+    return Usage(
+        input_tokens=a.input_tokens - b.input_tokens,
+        cached_tokens=a.cached_tokens - b.cached_tokens,
+        output_tokens=a.output_tokens - b.output_tokens,
+        reasoning_tokens=a.reasoning_tokens - b.reasoning_tokens,
+    )
 
 
 def add(a: Usage, b: Usage) -> Usage:

@@ -1,15 +1,17 @@
 """All running batches of the fleet by tenant, as batch.status tells them, and which of them wait.
 
 Each controller follows the same two topics and keeps the same picture, its own batches included.
-While it is not complete nothing of a tenant with limits is released: waiting is always safe.
+While it is not complete nothing of a tenant with limits is released: waiting is always safe. What
+has no money (domain.billing.budgets) takes up no room, as if it were paused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from schemas.records import BatchSnapshot, BatchStatus, TenantRecord
+from schemas.records import ApiKeyRecord, BatchSnapshot, BatchStatus, TenantRecord
+from streams.domain.billing.budgets import Budgets
 from streams.domain.enqueued.room import Enqueued, Limits, Place, with_room
 
 #: Ended batches remembered, so that a snapshot that a paused process wrote too late finds them.
@@ -36,17 +38,21 @@ class _Tenant:
     batches: dict[str, _Batch] = field(default_factory=dict)
     room: set[str] = field(default_factory=set)
 
-    def divide(self, now_ms: int) -> set[str]:
-        return with_room((b.enqueued for b in self.batches.values() if b.goes(now_ms)), self.limits)
+    def going(self, now_ms: int, held: Container[str]) -> Iterator[Enqueued]:
+        for batch_id, batch in self.batches.items():
+            if batch_id not in held and batch.goes(now_ms):
+                yield batch.enqueued
 
 
 class Tenants:
     """What every tenant has enqueued, and has room for.
 
-    limits_known, batches_known: whether the topics were read to their ends once.
+    limits_known, batches_known: whether the topics were read to their ends once. budgets: which
+    batches have no money.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, budgets: Budgets | None = None) -> None:
+        self.budgets = budgets or Budgets()
         self.limits_known = False
         self.batches_known = False
         self._tenants: dict[str, _Tenant] = {}
@@ -60,9 +66,16 @@ class Tenants:
         tenant.limits = Limits(record.max_enqueued_lines, record.max_enqueued_tokens)
         self._changed.add(record.tenant)
         self._limits_moved = True
+        self.budgets.hear_tenant(record)
+
+    def hear_key(self, record: ApiKeyRecord) -> None:
+        """A key was made or revoked, or an operator has set its budget."""
+        self.budgets.hear_key(record)
+        self._limits_moved = True
 
     def hear_batch(self, snapshot: BatchSnapshot) -> None:
         """A batch has changed; an older snapshot than the last one changes nothing."""
+        self.budgets.hear_batch(snapshot)
         if snapshot.batch_id in self._ended or snapshot.status in _BEFORE:
             return
         batches = self._tenant(snapshot.tenant).batches
@@ -79,10 +92,16 @@ class Tenants:
     def settle(self, now_ms: int) -> bool:
         """Decides anew where something changed, or windows end by now; whether room changed."""
         moved, self._limits_moved = self._limits_moved, False
+        other_holds = self.budgets.settle(now_ms)
+        moved = moved or bool(other_holds)
+        self._changed |= other_holds & self._tenants.keys()
         for name in [n for n in self._tenants if n in self._changed or self._has_waiting(n)]:
             tenant = self._tenants[name]
             if tenant.limits.any:
-                before, tenant.room = tenant.room, tenant.divide(now_ms)
+                before, tenant.room = (
+                    tenant.room,
+                    with_room(tenant.going(now_ms, self.budgets.holds), tenant.limits),
+                )
                 moved = moved or tenant.room != before
             elif not tenant.batches:
                 del self._tenants[name]
@@ -92,21 +111,26 @@ class Tenants:
     def waits(self, tenant: str, batch_id: str) -> bool:
         """Whether nothing of the batch may be released for now."""
         known = self._tenants.get(tenant)
-        if not self.limits_known:
+        if not self.limits_known or not self._has_money(tenant, batch_id):
             return True
         if known is None or not known.limits.any:
             return False
         return not self.batches_known or batch_id not in known.room
 
     def positions(self, now_ms: int) -> Mapping[str, int]:
-        """How many of its tenant's running batches go before each; paused ones have no place."""
+        """How many of its tenant's running batches go before each; who can't go on has no place."""
         return dict(self._positions(now_ms)) if self.batches_known else {}
 
     def _positions(self, now_ms: int) -> Iterator[tuple[str, int]]:
         for tenant in self._tenants.values():
-            places = [b.enqueued.place for b in tenant.batches.values() if b.goes(now_ms)]
+            places = [b.place for b in tenant.going(now_ms, self.budgets.holds)]
             for number, place in enumerate(sorted(places)):
                 yield place.batch_id, number
+
+    def _has_money(self, tenant: str, batch_id: str) -> bool:
+        if not self.batches_known:
+            return not self.budgets.applies(tenant)
+        return self.budgets.lets(tenant, batch_id)
 
     def _has_waiting(self, name: str) -> bool:
         tenant = self._tenants[name]

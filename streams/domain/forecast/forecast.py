@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from schemas.records import BudgetHold
 from streams.domain.dispatch.dispatcher import Dispatcher
 from streams.domain.dispatch.lane import BatchLines
 from streams.domain.forecast.fluid import Waiting, ends
@@ -23,6 +24,7 @@ HORIZON_MS = 30 * 86_400_000
 _AT_LEAST = 0.25
 #: Most tenants of another controller that are told apart; more differ little.
 _MOST_OTHERS = 64
+_NO_HOLDS: Mapping[str, BudgetHold] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Outlook:
 
     eta_ms: when its last line will be in, later than now; None if that is not known.
     position: how many batches of its tenant go before it; None if that is not known. queued: it
-    waits until its tenant has room for it.
+    waits until its tenant has room for it. hold: why it waits for money, if it does.
     """
 
     batch_id: str
@@ -39,6 +41,7 @@ class Outlook:
     eta_ms: int | None
     position: int | None
     queued: bool = False
+    hold: BudgetHold | None = None
 
     @property
     def at_risk(self) -> bool:
@@ -57,21 +60,27 @@ class Forecaster:
         """Measures; to be called about once a second."""
         self._paces.look(self._dispatcher.seen(now_ms), now_ms)
 
-    def outlooks(self, positions: Mapping[str, int], now_ms: int) -> list[Outlook]:
-        """Every batch whose window is open. positions: of batches among their tenants'."""
+    def outlooks(
+        self, positions: Mapping[str, int], now_ms: int, holds: Mapping[str, BudgetHold] = _NO_HOLDS
+    ) -> list[Outlook]:
+        """Every batch whose window is open. positions: of batches among their tenants'.
+
+        holds: of batches that wait for money. Nobody knows when they will go on.
+        """
         open_ = [b for b in self._dispatcher.batches() if now_ms < b.deadline_ms]
         # One that waits for room has its place in the same order, so it is as if it ran.
-        going = sorted((b for b in open_ if not b.paused), key=_order)
+        going = sorted((b for b in open_ if not b.paused and b.batch_id not in holds), key=_order)
         ends_s = self._ends(going, now_ms)
         return [
             Outlook(
                 batch_id=batch.batch_id,
                 deadline_ms=batch.deadline_ms,
-                eta_ms=None
-                if batch.paused
-                else self._eta_ms(batch, ends_s[batch.batch_id], now_ms),
+                eta_ms=self._eta_ms(batch, ends_s[batch.batch_id], now_ms)
+                if batch.batch_id in ends_s
+                else None,
                 position=positions.get(batch.batch_id),
-                queued=batch.held,
+                queued=batch.held and batch.batch_id not in holds,
+                hold=holds.get(batch.batch_id),
             )
             for batch in open_
         ]

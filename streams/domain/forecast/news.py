@@ -9,7 +9,7 @@ from streams.domain.forecast.forecast import Outlook
 
 #: The same forecast is told again after this: readers keep only what is told within twice that.
 REPEAT_MS = 10 * 60_000
-#: Of one batch nothing is told twice within this, but for the first end that is known.
+#: Of one batch nothing is told twice within this, but for holds and the first end that is known.
 QUIET_MS = 5000
 #: An end that moves by less than this part of the time left, or than so much, is no news.
 _PART, _LEAST_MS = 0.1, 10_000
@@ -35,6 +35,7 @@ class News:
                         eta_ms=outlook.eta_ms,
                         queue_position=outlook.position,
                         queued=outlook.queued,
+                        hold=outlook.hold,
                     )
                 )
             self._told[outlook.batch_id] = last
@@ -47,9 +48,12 @@ def _is_news(now: Outlook, told: Outlook, told_at_ms: int, now_ms: int) -> bool:
         return True
     if told.eta_ms is None and now.eta_ms is not None:
         return True
+    # That a batch stops or goes on is told at once.
+    if (now.hold is None) != (told.hold is None):
+        return True
     if age_ms < QUIET_MS:
         return False
-    if (now.position, now.queued) != (told.position, told.queued):
+    if (now.position, now.queued, now.hold) != (told.position, told.queued, told.hold):
         return True
     if now.eta_ms is None or told.eta_ms is None:
         return told.eta_ms is not None

@@ -1,0 +1,141 @@
+"""Which batches are held because a budget is used up, theirs or their tenant's.
+
+Every controller hears the same budgets and the same batches, and so comes to the same answer. A
+hold is no pause: callers neither set nor lift it, and it ends when there is money again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from schemas.records import ApiKeyRecord, BatchSnapshot, BudgetHold, TenantRecord
+from streams.domain.billing.budget import Budget, Spent, SpentTenant, budget_of
+from streams.domain.billing.prices import PriceBook
+from streams.domain.clock import day_of
+
+BUDGET_REACHED = "budget_reached"
+
+
+class Budgets:
+    """The budgets of tenants and keys, what was spent of them, and the batches that are held.
+
+    holds: why each of these is held, by id. Without a price book nothing is spent, and so nothing
+    is held.
+    """
+
+    def __init__(self, prices: Callable[[], PriceBook | None] = lambda: None) -> None:
+        self.holds: Mapping[str, BudgetHold] = {}
+        self._prices = prices
+        self._spent = Spent()
+        self._of_tenants: dict[str, Budget] = {}
+        self._of_keys: dict[str, dict[str, Budget]] = {}
+        self._held: dict[str, dict[str, BudgetHold]] = {}
+        self._changed: set[str] = set()
+        self._day = -1
+
+    def hear_tenant(self, record: TenantRecord) -> None:
+        """An operator has set what the tenant may spend, or something else of it."""
+        _set(self._of_tenants, record.tenant, record.budget_micros, record.budget_period)
+        self._changed.add(record.tenant)
+
+    def hear_key(self, record: ApiKeyRecord) -> None:
+        """As of a key. The budget of a revoked key goes on for its batches."""
+        keys = self._of_keys.setdefault(record.tenant, {})
+        _set(keys, record.key_id, record.budget_micros, record.budget_period)
+        if not keys:
+            del self._of_keys[record.tenant]
+        self._changed.add(record.tenant)
+
+    def hear_batch(self, snapshot: BatchSnapshot) -> None:
+        """A batch has changed."""
+        book = self._prices()
+        if book is not None and self._spent.hear(book, snapshot):
+            self._changed.add(snapshot.tenant)
+
+    def applies(self, tenant: str) -> bool:
+        """Whether what the tenant spends is limited at all, and known."""
+        limited = tenant in self._of_tenants or tenant in self._of_keys
+        return limited and self._prices() is not None
+
+    @property
+    def unpriced(self) -> bool:
+        """Whether there are budgets that can't be enforced, as there is no price book."""
+        return bool(self._of_tenants or self._of_keys) and self._prices() is None
+
+    def lets(self, tenant: str, batch_id: str) -> bool:
+        """Whether lines of the batch may be released, as far as money goes."""
+        if not self.applies(tenant):
+            return True
+        return batch_id in self._spent.tenant(tenant).running and batch_id not in self.holds
+
+    def settle(self, now_ms: int) -> set[str]:
+        """Decides anew where something changed or a day began; the tenants with other holds."""
+        day = day_of(now_ms)
+        names = self._changed
+        if day != self._day:
+            self._day = day
+            names = {*names, *self._of_tenants, *self._of_keys}
+        self._changed = set()
+        moved = {name for name in names if self._decide(name, now_ms)}
+        if names:
+            self.holds = {b: hold for held in self._held.values() for b, hold in held.items()}
+        return moved
+
+    def _decide(self, name: str, now_ms: int) -> bool:
+        """Whether other batches of the tenant are held than before."""
+        before = self._held.pop(name, {})
+        book = self._prices()
+        if book is None or not self.applies(name):
+            return bool(before)
+        held = _held(
+            self._spent.tenant(name),
+            self._of_tenants.get(name),
+            self._of_keys.get(name, {}),
+            book.currency,
+            now_ms,
+        )
+        if held:
+            self._held[name] = held
+        return held.keys() != before.keys()
+
+
+def _set(budgets: dict[str, Budget], name: str, micros: int | None, period: str) -> None:
+    budget = budget_of(micros, period)
+    if budget is None:
+        budgets.pop(name, None)
+    else:
+        budgets[name] = budget
+
+
+def _held(
+    spent: SpentTenant,
+    of_tenant: Budget | None,
+    of_keys: Mapping[str, Budget],
+    currency: str,
+    now_ms: int,
+) -> dict[str, BudgetHold]:
+    """Why each of the tenant's running batches that are held is held."""
+
+    def reached(scope: str, budget: Budget | None, key_id: str | None) -> BudgetHold | None:
+        if budget is None:
+            return None
+        micros = spent.since(budget.first_day(now_ms), key_id)
+        if micros < budget.micros:
+            return None
+        return BudgetHold(
+            reason=BUDGET_REACHED,
+            scope=scope,
+            period=budget.period.value,
+            budget_micros=budget.micros,
+            spent_micros=micros,
+            currency=currency,
+            until_ms=budget.ends_at_ms(now_ms),
+        )
+
+    whole = reached("tenant", of_tenant, None)
+    keys = {key_id: reached("key", budget, key_id) for key_id, budget in of_keys.items()}
+    found = {
+        batch.batch_id: whole or (keys.get(batch.key_id) if batch.key_id else None)
+        for batch in spent.running.values()
+    }
+    return {batch_id: hold for batch_id, hold in found.items() if hold is not None}

@@ -1,0 +1,322 @@
+"""Budgets: what counts when, who is held and why, and that the order of news doesn't matter."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.records import (
+    ApiKeyRecord,
+    BatchSnapshot,
+    BatchStatus,
+    DayUsage,
+    ModelUsage,
+    TenantRecord,
+    Usage,
+)
+from streams.domain.batch.row import snapshot_of
+from streams.domain.billing.batches import batch_cost
+from streams.domain.billing.budget import Budget, BudgetPeriod, Spent, budget_of, spent_by_day
+from streams.domain.billing.budgets import Budgets
+from streams.domain.billing.prices import parse_prices
+from streams.domain.clock import DAY_MS, day_of
+from streams.domain.enqueued.tenants import Tenants
+from tests.support.batch_log import Controller, create, entries, outcome, segment, validated
+from tests.unit.test_enqueued import snapshot as bare
+
+_BOOK = parse_prices(
+    {
+        "currency": "usd",
+        "discounts": {"24h": "0.5"},
+        "models": {
+            "a": {"input": "2", "cached_input": "0.7", "output": "3.7"},
+            "b": {"input": "0.111111", "output": "0.5"},
+        },
+    }
+)
+
+
+def _ms(text: str) -> int:
+    return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()) * 1000
+
+
+NOON = _ms("2026-11-28T12:00")
+TODAY = day_of(NOON)
+
+
+def snapshot(batch_id: str, spent: int = 0, **changes: Any) -> BatchSnapshot:
+    """A batch that runs, of one model, and that has cost so many micro-units."""
+    fields = {
+        "created_at_ms": NOON,
+        "expires_at_ms": NOON + 3 * DAY_MS,
+        "model": "a",
+        "usage": Usage(input_tokens=spent),
+        **changes,
+    }
+    return bare(batch_id, **fields)
+
+
+def key(key_id: str, micros: int | None, period: str = "total") -> ApiKeyRecord:
+    return ApiKeyRecord(
+        key_id=key_id,
+        tenant="a",
+        name="",
+        secret_sha256="",
+        hint="",
+        created_at_ms=0,
+        budget_micros=micros,
+        budget_period=period,
+    )
+
+
+def tenant(micros: int | None, period: str = "total") -> TenantRecord:
+    return TenantRecord(tenant="a", at_ms=0, budget_micros=micros, budget_period=period)
+
+
+def held(budgets: Budgets, now_ms: int = NOON) -> dict[str, str]:
+    """Whose budget holds each batch that is held."""
+    budgets.settle(now_ms)
+    return {batch_id: hold.scope for batch_id, hold in budgets.holds.items()}
+
+
+@pytest.mark.parametrize(
+    ("period", "first", "end"),
+    [
+        (BudgetPeriod.DAY, "2026-11-28", "2026-11-29"),
+        (BudgetPeriod.MONTH, "2026-11-01", "2026-12-01"),
+        (BudgetPeriod.TOTAL, "1970-01-01", None),
+    ],
+)
+def test_periods_begin_at_midnight_utc(period: BudgetPeriod, first: str, end: str | None) -> None:
+    for clock in ("00:00:00", "12:00", "23:59:59"):
+        now_ms, budget = _ms(f"2026-11-28T{clock}"), Budget(1, period)
+        assert budget.first_day(now_ms) == day_of(_ms(first))
+        assert budget.ends_at_ms(now_ms) == (None if end is None else _ms(end))
+
+
+def test_the_month_after_december_is_january() -> None:
+    assert Budget(1, BudgetPeriod.MONTH).ends_at_ms(_ms("2026-12-31T23:00")) == _ms("2027-01-01")
+
+
+def test_a_period_of_a_later_version_is_the_strictest_one() -> None:
+    assert budget_of(5, "week") == Budget(5, BudgetPeriod.TOTAL)
+    assert budget_of(None, "day") is None
+
+
+usages = st.builds(
+    lambda read, cached, wrote, thought: Usage(
+        input_tokens=read + cached,
+        cached_tokens=cached,
+        output_tokens=wrote + thought,
+        reasoning_tokens=thought,
+    ),
+    *[st.integers(0, 10**6)] * 4,
+)
+
+
+@given(st.dictionaries(st.tuples(st.integers(0, 6), st.sampled_from("ab")), usages, min_size=1))
+def test_the_days_add_up_to_what_the_batch_costs(used: dict[tuple[int, str], Usage]) -> None:
+    whole: dict[str, Usage] = {}
+    for (_, model), usage in used.items():
+        whole[model] = _plus(whole.get(model, Usage()), usage)
+    parts = tuple(ModelUsage(model=model, usage=usage) for model, usage in whole.items())
+    batch = snapshot(
+        "b",
+        model=None,
+        usage_by_model=parts,
+        usage=_plus(*[*whole.values(), Usage(), Usage()][:2]),
+        usage_of_later_days=tuple(
+            DayUsage(day=TODAY + day, model=model, usage=usage)
+            for (day, model), usage in used.items()
+            if day
+        ),
+    )
+    by_day = spent_by_day(_BOOK, batch)
+    cost = batch_cost(_BOOK, batch)
+    assert cost is not None
+    assert sum(by_day.values()) == cost.billed_micros
+    assert all(micros >= 0 for micros in by_day.values())
+
+
+def _plus(a: Usage, b: Usage) -> Usage:
+    return Usage(
+        input_tokens=a.input_tokens + b.input_tokens,
+        cached_tokens=a.cached_tokens + b.cached_tokens,
+        output_tokens=a.output_tokens + b.output_tokens,
+        reasoning_tokens=a.reasoning_tokens + b.reasoning_tokens,
+    )
+
+
+def test_lines_that_come_after_midnight_are_spent_on_that_day() -> None:
+    controller = Controller()
+    made = create()
+    later = made.at_ms + DAY_MS
+    controller.feed(
+        entries(
+            [
+                made,
+                validated(9),
+                segment([outcome(1)], at_ms=made.at_ms),
+                segment([outcome(2)], at_ms=later),
+                segment([outcome(1), outcome(3)], at_ms=later + DAY_MS),
+            ]
+        )
+    )
+    assert controller.batch is not None
+    shown = snapshot_of(controller.batch)
+    first = day_of(made.at_ms)
+    assert [(part.day, part.usage) for part in shown.usage_of_later_days] == [
+        (first + 1, outcome(2).usage),
+        (first + 2, outcome(3).usage),
+    ]
+
+
+def test_who_has_spent_the_budget_is_held_until_it_is_raised() -> None:
+    budgets = Budgets(lambda: _BOOK)
+    budgets.hear_tenant(tenant(100))
+    budgets.hear_batch(snapshot("one", 60))
+    budgets.hear_batch(snapshot("two", 39))
+    assert held(budgets) == {}
+    budgets.hear_batch(snapshot("two", 40, revision=2))
+    assert held(budgets) == {"one": "tenant", "two": "tenant"}
+    hold = budgets.holds["one"]
+    assert (hold.budget_micros, hold.spent_micros, hold.until_ms) == (100, 100, None)
+    budgets.hear_tenant(tenant(101))
+    assert held(budgets) == {}
+    budgets.hear_tenant(tenant(5))
+    assert held(budgets)
+    budgets.hear_tenant(tenant(None))
+    assert held(budgets) == {}
+
+
+def test_ended_batches_have_spent_what_they_have_and_are_not_held() -> None:
+    budgets = Budgets(lambda: _BOOK)
+    budgets.hear_tenant(tenant(100))
+    budgets.hear_batch(snapshot("old", 100, revision=5, status=BatchStatus.CANCELLED))
+    budgets.hear_batch(snapshot("old", 100, revision=4))
+    budgets.hear_batch(snapshot("new"))
+    assert held(budgets) == {"new": "tenant"}
+    assert budgets.holds["new"].spent_micros == 100
+
+
+def test_a_key_s_budget_holds_the_batches_that_it_created_only() -> None:
+    budgets = Budgets(lambda: _BOOK)
+    budgets.hear_key(key("k", 50))
+    budgets.hear_batch(snapshot("with", 50, key_id="k"))
+    budgets.hear_batch(snapshot("other", 70, key_id="l"))
+    budgets.hear_batch(snapshot("none", 70))
+    budgets.hear_batch(snapshot("theirs", 70, key_id="k", tenant="b"))
+    assert held(budgets) == {"with": "key"}
+    budgets.hear_key(key("k", None))
+    assert held(budgets) == {}
+    assert budgets.lets("a", "unheard of"), "nothing is limited any more"
+
+
+@pytest.mark.parametrize(
+    ("period", "goes_on"), [("day", "2026-11-29"), ("month", "2026-12-01"), ("total", None)]
+)
+def test_a_new_period_lets_a_batch_go_on_and_counts_from_nothing(
+    period: str, goes_on: str | None
+) -> None:
+    budgets = Budgets(lambda: _BOOK)
+    budgets.hear_tenant(tenant(100, period))
+    budgets.hear_batch(snapshot("b", 100))
+    assert held(budgets) == {"b": "tenant"}
+    begins = _ms("2030-01-01") if goes_on is None else _ms(goes_on)
+    assert held(budgets, begins - 1) == {"b": "tenant"}
+    assert held(budgets, begins) == ({"b": "tenant"} if goes_on is None else {})
+    later = DayUsage(day=day_of(begins), model="", usage=Usage(input_tokens=99))
+    budgets.hear_batch(snapshot("b", 199, revision=2, usage_of_later_days=(later,)))
+    assert held(budgets, begins + 1) == ({"b": "tenant"} if goes_on is None else {})
+    later = DayUsage(day=day_of(begins), model="", usage=Usage(input_tokens=100))
+    budgets.hear_batch(snapshot("b", 200, revision=3, usage_of_later_days=(later,)))
+    assert held(budgets, begins + 2) == {"b": "tenant"}
+
+
+def test_without_a_price_book_nothing_is_held() -> None:
+    budgets = Budgets()
+    budgets.hear_tenant(tenant(0))
+    budgets.hear_batch(snapshot("b", 10))
+    assert held(budgets) == {}
+    assert budgets.lets("a", "b")
+
+
+def _world(limit: int | None = None) -> Tenants:
+    tenants = Tenants(Budgets(lambda: _BOOK))
+    tenants.limits_known = tenants.batches_known = True
+    tenants.hear_limits(
+        TenantRecord(tenant="a", at_ms=0, max_enqueued_lines=limit, budget_micros=1000)
+    )
+    return tenants
+
+
+def test_a_batch_that_no_controller_has_told_of_yet_waits_where_there_is_a_budget() -> None:
+    tenants = _world()
+    assert tenants.waits("a", "b")
+    tenants.hear_batch(snapshot("b"))
+    tenants.settle(NOON)
+    assert not tenants.waits("a", "b")
+    tenants.batches_known = False
+    assert tenants.waits("a", "b")
+    assert not tenants.waits("c", "d")
+
+
+def test_what_has_no_money_takes_up_no_room() -> None:
+    tenants = _world(limit=10)
+    tenants.hear_key(key("k", 5))
+    tenants.hear_batch(snapshot("first", 5, key_id="k"))
+    tenants.hear_batch(snapshot("second", 5, created_at_ms=NOON + 1))
+    tenants.settle(NOON)
+    assert tenants.waits("a", "first")
+    assert not tenants.waits("a", "second")
+    assert tenants.positions(NOON) == {"second": 0}
+    tenants.hear_key(key("k", 6))
+    assert tenants.settle(NOON)
+    assert not tenants.waits("a", "first")
+    assert tenants.waits("a", "second"), "the first one has its room again"
+
+
+@given(st.integers(0, 2**32))
+def test_snapshots_in_any_order_and_number_come_to_the_same_sums(seed: int) -> None:
+    random = Random(seed)
+    told = []
+    for number in range(6):
+        ends = random.random() < 0.5
+        for revision in range(4):
+            later = DayUsage(
+                day=TODAY + 1, model="", usage=Usage(input_tokens=random.randint(0, 10))
+            )
+            over = ends and revision == 3
+            told.append(
+                snapshot(
+                    f"b{number}",
+                    20 + 10 * revision,
+                    key_id=f"k{number % 2}",
+                    revision=revision,
+                    usage_of_later_days=(later,) if revision else (),
+                    status=BatchStatus.COMPLETED if over else BatchStatus.IN_PROGRESS,
+                )
+            )
+    sums = []
+    for _ in range(2):
+        shuffled = told * 2
+        random.shuffle(shuffled)
+        spent = Spent()
+        for one in shuffled:
+            spent.hear(_BOOK, one)
+        of = spent.tenant("a")
+        sums.append(
+            (
+                [of.since(day, key_id) for day in (0, TODAY + 1) for key_id in (None, "k0", "k1")],
+                of.running.keys(),
+            )
+        )
+    assert sums[0] == sums[1]
+    assert sums[0][0][0] == sum(
+        sum(spent_by_day(_BOOK, one).values()) for one in told if one.revision == 3
+    )
