@@ -27,7 +27,9 @@ log = structlog.get_logger(__name__)
 #: A topic that matches the pattern is read so long after it was made, at the latest.
 _NEW_TOPICS_MS = 5_000
 #: One step of work may take so long before the member is thrown out of its group.
-_MAX_POLL_INTERVAL_MS = 30 * 60 * 1000
+_MAX_POLL_INTERVAL_MS = 5 * 60 * 1000
+#: Others wait for what a dead member has. Brokers allow no less by default.
+_SHORT_SESSION_S = 6.0
 _FETCH_MAX_WAIT_MS = 100
 _FETCH_MAX_BYTES = 16 * 1024 * 1024
 _MAX_POLL_RECORDS = 2000
@@ -74,6 +76,11 @@ class GroupReader:
         """Reads these topics, by their full names, or all whose full names match a pattern."""
         self._settings = settings
         self._role = role
+        # The broker gives a static member that comes back what it had before, without asking who
+        # sees which topics: it would never read one that was made while it was away.
+        self._member = member_name(settings, role) if pattern is None else None
+        shortest_s = settings.session_timeout_s if pattern is None else _SHORT_SESSION_S
+        self._session_ms = int(min(settings.session_timeout_s, shortest_s) * 1000)
         self._topics, self._pattern = topics, pattern
         self._consumer: AIOKafkaConsumer | None = None
         self._held: dict[TopicPart, Held] = {}
@@ -89,12 +96,12 @@ class GroupReader:
         consumer = AIOKafkaConsumer(
             **connection(self._settings),
             group_id=group_name(self._settings, self._role),
-            group_instance_id=member_name(self._settings, self._role),
+            group_instance_id=self._member,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
-            session_timeout_ms=int(self._settings.session_timeout_s * 1000),
-            heartbeat_interval_ms=int(self._settings.session_timeout_s * 1000 / 5),
+            session_timeout_ms=self._session_ms,
+            heartbeat_interval_ms=self._session_ms // 5,
             max_poll_interval_ms=_MAX_POLL_INTERVAL_MS,
             metadata_max_age_ms=_NEW_TOPICS_MS,
             fetch_max_wait_ms=_FETCH_MAX_WAIT_MS,
@@ -174,7 +181,11 @@ class GroupReader:
             raise friendly(error, self._settings) from error
 
     async def stop(self) -> None:
-        """Disconnects; its partitions go to others once the session has timed out. Idempotent."""
+        """Disconnects. Idempotent.
+
+        Others get its partitions at once where topics are read by a pattern; else it keeps them
+        for the session time-out, for whoever comes back under its name.
+        """
         consumer, self._consumer = self._consumer, None
         self._held, self._given = {}, None
         if consumer is not None:
