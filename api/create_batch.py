@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from api.budgeted import estimated_cost
 from api.create_request import CreateRequest
 from api.errors import Conflict, Unavailable
 from api.gateway import Gateway
@@ -72,6 +73,7 @@ async def _create(
         priority=asked.priority,
         origin_batch_id=asked.origin_batch_id,
         key_id=asked.key_id,
+        estimated_cost_micros=await estimated_cost(gateway, asked, file),
     )
     read_back = await gateway.publish(BATCH_COMMAND, batch_id, command)
     if asked.idempotency_key is None:

@@ -152,15 +152,21 @@ def _hold(hold: BudgetHold) -> JSON:
     whose = "API key that created it" if hold.scope == "key" else "tenant"
     when = "" if hold.until_ms is None else f" or the next {hold.period} begins (UTC)"
     budget, spent = money(hold.budget_micros), money(hold.spent_micros)
+    estimate = None if hold.estimate_micros is None else money(hold.estimate_micros)
+    why = f"is used up: {spent} of {budget} {hold.currency}"
+    if estimate is not None:
+        why = f"leaves too little: {spent} of {budget} {hold.currency} is spent, and the batch will"
+        why += f" cost {estimate} by its estimate"
     return {
         "reason": hold.reason,
         "scope": hold.scope,
         "budget": budget,
         "spent": spent,
+        "estimate": estimate,
         "currency": hold.currency,
         "period": hold.period,
         "until": _seconds(hold.until_ms),
-        "message": f"The budget of the {whose} is used up: {spent} of {budget} {hold.currency}. "
+        "message": f"The budget of the {whose} {why}. "
         f"The batch goes on by itself when an operator raises the budget{when}; "
         "resuming it does not lift this.",
     }

@@ -158,7 +158,10 @@ def hold_text(view: BatchView) -> str:
     if not hold:
         return ""
     spent = f"{hold.get('spent')} of {hold.get('budget')} {hold.get('currency')}"
-    return printable(f"held: budget of the {hold.get('scope')} used up, {spent}")
+    if hold.get("estimate") is None:
+        return printable(f"held: budget of the {hold.get('scope')} used up, {spent}")
+    more = f"{hold.get('estimate')} to come"
+    return printable(f"held: budget of the {hold.get('scope')} too small, {spent} and {more}")
 
 
 def forecast_text(view: BatchView, now: float) -> str:

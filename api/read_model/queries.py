@@ -116,6 +116,15 @@ class Queries:
         )
         return Caller(*rows[0]) if rows else None
 
+    async def has_budget(self, tenant: str, key_id: str | None) -> bool:
+        """Whether an operator has limited what the tenant, or this key of it, may spend."""
+        rows = await self._all(
+            "SELECT 1 FROM tenants WHERE tenant = ? AND budget IS NOT NULL "
+            "UNION ALL SELECT 1 FROM keys WHERE key_id = ? AND budget IS NOT NULL",
+            (tenant, key_id),
+        )
+        return bool(rows)
+
     async def key_names(self, tenant: str) -> dict[str, str]:
         """The names of the tenant's keys by id, revoked ones too."""
         rows = await self._all("SELECT key_id, name FROM keys WHERE tenant = ?", (tenant,))

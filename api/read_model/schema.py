@@ -31,6 +31,7 @@ from schemas.records import (
     FileRecord,
     PromptHead,
     PromptVersionRef,
+    TenantRecord,
     WebhookDelivery,
     WebhookEndpoint,
 )
@@ -88,10 +89,11 @@ CREATE INDEX files_expiring ON files (expires_ms) WHERE gone_ms IS NULL AND expi
 CREATE INDEX files_gone ON files (gone_ms) WHERE gone_ms IS NOT NULL;
 CREATE TABLE keys (
     key_id TEXT PRIMARY KEY, secret_sha256 TEXT NOT NULL, tenant TEXT NOT NULL,
-    name TEXT NOT NULL, revoked_ms INTEGER
+    name TEXT NOT NULL, revoked_ms INTEGER, budget INTEGER
 ) WITHOUT ROWID;
 CREATE INDEX keys_by_secret ON keys (secret_sha256);
 CREATE INDEX keys_of_tenant ON keys (tenant);
+CREATE TABLE tenants (tenant TEXT PRIMARY KEY, budget INTEGER) WITHOUT ROWID;
 """
 
 #: Changes whenever the tables or the stored records' fields do: then the model is rebuilt.
@@ -131,10 +133,12 @@ UPDATE files SET gone_ms = ?, deleted_ms = coalesce(deleted_ms, expires_ms, crea
 WHERE file_id = ?
 """
 _KEY = """
-INSERT INTO keys (key_id, secret_sha256, tenant, name, revoked_ms) VALUES (?, ?, ?, ?, ?)
+INSERT INTO keys (key_id, secret_sha256, tenant, name, revoked_ms, budget)
+VALUES (?, ?, ?, ?, ?, ?)
 ON CONFLICT (key_id) DO UPDATE SET
     secret_sha256 = excluded.secret_sha256, tenant = excluded.tenant,
-    name = excluded.name, revoked_ms = coalesce(keys.revoked_ms, excluded.revoked_ms)
+    name = excluded.name, budget = excluded.budget,
+    revoked_ms = coalesce(keys.revoked_ms, excluded.revoked_ms)
 """
 
 #: Topics whose tables are in modules of their own.
@@ -144,6 +148,7 @@ _ELSEWHERE: Mapping[str, Callable[[ReadRecord], Iterator[Statement]]] = {
     WEBHOOK_DELIVERY.name: webhook_statements,
     METER_SEND.name: realtime_statements,
 }
+_TENANT = "INSERT OR REPLACE INTO tenants (tenant, budget) VALUES (?, ?)"
 
 
 def statements(records: list[ReadRecord]) -> Iterator[Statement]:
@@ -167,6 +172,8 @@ def statements(records: list[ReadRecord]) -> Iterator[Statement]:
                 yield _FILE, _file_row(file)
             case ApiKeyRecord() as key:
                 yield _KEY, _key_row(key)
+            case TenantRecord() as tenant:
+                yield _TENANT, (tenant.tenant, tenant.budget_micros)
             case None if read.topic is FILE:
                 yield _FILE_GONE, (read.timestamp_ms, read.key)
             case None if read.topic is BATCH_STATUS:
@@ -197,6 +204,7 @@ def from_create(create: BatchCreate) -> BatchSnapshot:
         origin_batch_id=create.origin_batch_id,
         kafka_key=create.kafka_key,
         key_id=create.key_id,
+        estimated_cost_micros=create.estimated_cost_micros,
         commands=(create.command_id,),
     )
 
@@ -252,7 +260,14 @@ def _batch_row(snapshot: BatchSnapshot) -> tuple[Any, ...]:
 
 
 def _key_row(key: ApiKeyRecord) -> tuple[Any, ...]:
-    return (key.key_id, key.secret_sha256, key.tenant, key.name, key.revoked_at_ms)
+    return (
+        key.key_id,
+        key.secret_sha256,
+        key.tenant,
+        key.name,
+        key.revoked_at_ms,
+        key.budget_micros,
+    )
 
 
 def _file_row(file: FileRecord) -> tuple[Any, ...]:

@@ -173,5 +173,6 @@ class BatchSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     usage_of_later_days: tuple[DayUsage, ...] = ()
     kafka_key: str | None = None
     key_id: str | None = None
+    estimated_cost_micros: int | None = None
     output: ObjectRef | None = None
     error: ObjectRef | None = None

@@ -27,6 +27,7 @@ class BatchCreate(msgspec.Struct, frozen=True, kw_only=True):
     origin_batch_id: str | None = None
     kafka_key: str | None = None
     key_id: str | None = None
+    estimated_cost_micros: int | None = None
 
 
 class BatchCancel(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ class BudgetHold(msgspec.Struct, frozen=True, kw_only=True):
     period: str
     budget_micros: int
     spent_micros: int
+    estimate_micros: int | None = None
     currency: str
     until_ms: int | None = None
 

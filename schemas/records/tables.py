@@ -76,3 +76,4 @@ class BatchRow(msgspec.Struct, frozen=True, kw_only=True):
     frozen_prefix: int = 0
     kafka_key: str | None = None
     key_id: str | None = None
+    estimated_cost_micros: int | None = None

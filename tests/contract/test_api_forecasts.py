@@ -125,6 +125,7 @@ async def test_a_batch_without_money_says_why_also_once_its_user_has_paused_and_
         "scope": "key",
         "budget": "100.000000",
         "spent": "100.020000",
+        "estimate": None,
         "currency": "usd",
         "period": "day",
         "until": 1_796_083_200,

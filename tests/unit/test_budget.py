@@ -320,3 +320,23 @@ def test_snapshots_in_any_order_and_number_come_to_the_same_sums(seed: int) -> N
     assert sums[0][0][0] == sum(
         sum(spent_by_day(_BOOK, one).values()) for one in told if one.revision == 3
     )
+
+
+def test_a_batch_too_large_for_what_is_left_waits_until_it_has_begun() -> None:
+    budgets = Budgets(lambda: _BOOK)
+    budgets.hear_tenant(tenant(100))
+    budgets.hear_batch(snapshot("runs", 40, completed=1, estimated_cost_micros=400))
+    budgets.hear_batch(snapshot("fits", estimated_cost_micros=60))
+    budgets.hear_batch(snapshot("large", estimated_cost_micros=61))
+    budgets.hear_batch(snapshot("unknown", estimated_cost_micros=None))
+    assert held(budgets) == {"large": "tenant"}
+    hold = budgets.holds["large"]
+    assert (hold.reason, hold.estimate_micros) == ("budget_too_small", 61)
+    budgets.hear_key(key("k", 10))
+    budgets.hear_batch(snapshot("key's", key_id="k", estimated_cost_micros=11))
+    assert held(budgets) == {"large": "tenant", "key's": "key"}
+    budgets.hear_tenant(tenant(101))
+    budgets.hear_key(key("k", 11))
+    assert held(budgets) == {}
+    budgets.hear_batch(snapshot("large", 50, completed=1, revision=2, estimated_cost_micros=61))
+    assert held(budgets) == {"fits": "tenant"}

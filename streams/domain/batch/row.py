@@ -142,6 +142,7 @@ def snapshot_of(batch: Batch) -> BatchSnapshot:
         usage_of_later_days=packed_days(counts),
         kafka_key=request.kafka_key,
         key_id=request.key_id,
+        estimated_cost_micros=request.estimated_cost_micros,
         output=ended.output if ended else None,
         error=ended.error if ended else None,
         in_progress_at_ms=times.get("in_progress_at_ms"),
@@ -196,6 +197,7 @@ def to_row(batch: Batch) -> BatchRow:
         frozen_prefix=prefix_of(batch) if frozen else 0,
         kafka_key=request.kafka_key,
         key_id=request.key_id,
+        estimated_cost_micros=request.estimated_cost_micros,
         final_by_model=packed_models(counts) if frozen and not ended else (),
         final_later=packed_days(counts) if frozen and not ended else (),
         in_progress_at_ms=times.get("in_progress_at_ms"),
@@ -292,6 +294,7 @@ def _request(row: BatchRow) -> Request:
         origin_batch_id=row.origin_batch_id,
         kafka_key=row.kafka_key,
         key_id=row.key_id,
+        estimated_cost_micros=row.estimated_cost_micros,
     )
 
 

@@ -32,6 +32,7 @@ class Request:
     origin_batch_id: str | None = None
     kafka_key: str | None = None
     key_id: str | None = None
+    estimated_cost_micros: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +163,7 @@ def request_of(create: BatchCreate) -> Request:
         origin_batch_id=create.origin_batch_id,
         kafka_key=create.kafka_key,
         key_id=create.key_id,
+        estimated_cost_micros=create.estimated_cost_micros,
     )
 
 

@@ -111,13 +111,13 @@ def _billed(book: PriceBook, batch: BatchSnapshot, used: Mapping[str, Usage]) ->
 
 @dataclass(slots=True)
 class SpentBatch:
-    """A running batch. started: lines of it are in."""
+    """A running batch. estimate: of its cost, as long as no line of it is in; None if unknown."""
 
     batch_id: str
     revision: int
     key_id: str | None
     by_day: Mapping[int, int]
-    started: bool
+    estimate: int | None
 
 
 @dataclass(slots=True)
@@ -174,9 +174,10 @@ class Spent:
             tenant.running.pop(batch_id, None)
             self._end(batch_id)
             return True
-        started = snapshot.completed + snapshot.failed > 0
+        began = snapshot.completed + snapshot.failed > 0
+        estimate = None if began else snapshot.estimated_cost_micros
         tenant.running[batch_id] = SpentBatch(
-            batch_id, snapshot.revision, snapshot.key_id, by_day, started
+            batch_id, snapshot.revision, snapshot.key_id, by_day, estimate
         )
         return True
 

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from msgspec.structs import replace
+
 from schemas.records import ApiKeyRecord, BatchSnapshot, BudgetHold, TenantRecord
 from streams.domain.billing.budget import Budget, Spent, SpentTenant, budget_of
 from streams.domain.billing.prices import PriceBook
 from streams.domain.clock import day_of
 
 BUDGET_REACHED = "budget_reached"
+#: No line of the batch is in, and what it will cost is more than is left.
+BUDGET_TOO_SMALL = "budget_too_small"
 
 
 class Budgets:
@@ -116,26 +120,33 @@ def _held(
 ) -> dict[str, BudgetHold]:
     """Why each of the tenant's running batches that are held is held."""
 
-    def reached(scope: str, budget: Budget | None, key_id: str | None) -> BudgetHold | None:
-        if budget is None:
-            return None
-        micros = spent.since(budget.first_day(now_ms), key_id)
-        if micros < budget.micros:
-            return None
+    def used(scope: str, budget: Budget, key_id: str | None) -> BudgetHold:
         return BudgetHold(
             reason=BUDGET_REACHED,
             scope=scope,
             period=budget.period.value,
             budget_micros=budget.micros,
-            spent_micros=micros,
+            spent_micros=spent.since(budget.first_day(now_ms), key_id),
             currency=currency,
             until_ms=budget.ends_at_ms(now_ms),
         )
 
-    whole = reached("tenant", of_tenant, None)
-    keys = {key_id: reached("key", budget, key_id) for key_id, budget in of_keys.items()}
-    found = {
-        batch.batch_id: whole or (keys.get(batch.key_id) if batch.key_id else None)
-        for batch in spent.running.values()
-    }
-    return {batch_id: hold for batch_id, hold in found.items() if hold is not None}
+    whole = None if of_tenant is None else used("tenant", of_tenant, None)
+    keys = {key_id: used("key", budget, key_id) for key_id, budget in of_keys.items()}
+    found: dict[str, BudgetHold] = {}
+    for batch in spent.running.values():
+        own = keys.get(batch.key_id) if batch.key_id else None
+        holds = [_judged(hold, batch.estimate) for hold in (whole, own) if hold is not None]
+        hold = next((hold for hold in holds if hold is not None), None)
+        if hold is not None:
+            found[batch.batch_id] = hold
+    return found
+
+
+def _judged(used: BudgetHold, estimate: int | None) -> BudgetHold | None:
+    """The hold that follows from what was used of a budget; None if there is money."""
+    if used.spent_micros >= used.budget_micros:
+        return used
+    if estimate is None or used.spent_micros + estimate <= used.budget_micros:
+        return None
+    return replace(used, reason=BUDGET_TOO_SMALL, estimate_micros=estimate)
