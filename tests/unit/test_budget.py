@@ -340,3 +340,32 @@ def test_a_batch_too_large_for_what_is_left_waits_until_it_has_begun() -> None:
     assert held(budgets) == {}
     budgets.hear_batch(snapshot("large", 50, completed=1, revision=2, estimated_cost_micros=61))
     assert held(budgets) == {"fits": "tenant"}
+
+
+@given(st.integers(0, 2**32))
+def test_a_budget_counts_what_was_spent_before_it_was_set_whenever_that_was(seed: int) -> None:
+    random = Random(seed)
+    told = [
+        snapshot(
+            f"b{number}",
+            10 * (revision + 1),
+            revision=revision,
+            status=BatchStatus.COMPLETED if number < 3 == revision else BatchStatus.IN_PROGRESS,
+        )
+        for number in range(6)
+        for revision in range(4)
+    ]
+    random.shuffle(told)
+    budgets = Budgets(lambda: _BOOK)
+    news: list[BatchSnapshot | TenantRecord] = list(told)
+    for micros in (1000, None, 240):
+        news.insert(random.randint(0, len(news)), tenant(micros))
+    for one in [*news, tenant(240)]:
+        if isinstance(one, TenantRecord):
+            budgets.hear_tenant(one)
+        else:
+            budgets.hear_batch(one)
+        if random.random() < 0.3:
+            budgets.settle(NOON)
+    assert held(budgets) == dict.fromkeys(("b3", "b4", "b5"), "tenant")
+    assert {hold.spent_micros for hold in budgets.holds.values()} == {240}

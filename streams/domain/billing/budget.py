@@ -22,7 +22,10 @@ from streams.domain.clock import DAY_MS, day_of
 #: Ended batches remembered, so that a snapshot that comes again is not counted again.
 _MOST_ENDED = 100_000
 _BEFORE = (BatchStatus.UNKNOWN, BatchStatus.VALIDATING)
-_ENDED = (*(BatchStatus.COMPLETED, BatchStatus.FAILED, BatchStatus.EXPIRED, BatchStatus.CANCELLED),)
+#: What a batch is once it has spent all that it will.
+ENDED = frozenset(
+    {BatchStatus.COMPLETED, BatchStatus.FAILED, BatchStatus.EXPIRED, BatchStatus.CANCELLED}
+)
 
 
 class BudgetPeriod(StrEnum):
@@ -159,10 +162,14 @@ class Spent:
         """What this tenant has spent."""
         return self._tenants.setdefault(name, SpentTenant())
 
+    def counts(self, snapshot: BatchSnapshot) -> bool:
+        """Whether the batch has begun and isn't known to have ended."""
+        return snapshot.batch_id not in self._ended and snapshot.status not in _BEFORE
+
     def hear(self, book: PriceBook, snapshot: BatchSnapshot) -> bool:
         """A batch has changed; False if that is no news."""
         batch_id = snapshot.batch_id
-        if batch_id in self._ended or snapshot.status in _BEFORE:
+        if not self.counts(snapshot):
             return False
         tenant = self.tenant(snapshot.tenant)
         known = tenant.running.get(batch_id)
@@ -170,7 +177,7 @@ class Spent:
             return False
         by_day = spent_by_day(book, snapshot)
         tenant.change(snapshot.key_id, known.by_day if known else {}, by_day)
-        if snapshot.status in _ENDED:
+        if snapshot.status in ENDED:
             tenant.running.pop(batch_id, None)
             self._end(batch_id)
             return True

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from msgspec.structs import replace
 
 from schemas.records import ApiKeyRecord, BatchSnapshot, BudgetHold, TenantRecord
-from streams.domain.billing.budget import Budget, Spent, SpentTenant, budget_of
+from streams.domain.billing.budget import ENDED, Budget, Spent, SpentTenant, budget_of
 from streams.domain.billing.prices import PriceBook
 from streams.domain.clock import day_of
 
@@ -31,6 +31,8 @@ class Budgets:
         self.holds: Mapping[str, BudgetHold] = {}
         self._prices = prices
         self._spent = Spent()
+        # Most tenants have no budget: what their running batches cost is asked if they get one.
+        self._unpriced: dict[str, dict[str, BatchSnapshot]] = {}
         self._of_tenants: dict[str, Budget] = {}
         self._of_keys: dict[str, dict[str, Budget]] = {}
         self._held: dict[str, dict[str, BudgetHold]] = {}
@@ -52,9 +54,19 @@ class Budgets:
 
     def hear_batch(self, snapshot: BatchSnapshot) -> None:
         """A batch has changed."""
-        book = self._prices()
-        if book is not None and self._spent.hear(book, snapshot):
-            self._changed.add(snapshot.tenant)
+        book, name = self._prices(), snapshot.tenant
+        if book is None or not self._spent.counts(snapshot):
+            return
+        unpriced = self._unpriced.setdefault(name, {})
+        known = unpriced.get(snapshot.batch_id)
+        if known is None or snapshot.revision >= known.revision:
+            unpriced[snapshot.batch_id] = replace(snapshot, metadata={}, commands=(), prompts=())
+        if snapshot.status not in ENDED and not self.applies(name):
+            return
+        self._spent.hear(book, unpriced.pop(snapshot.batch_id))
+        self._changed.add(name)
+        if not unpriced:
+            del self._unpriced[name]
 
     def applies(self, tenant: str) -> bool:
         """Whether what the tenant spends is limited at all, and known."""
@@ -91,6 +103,8 @@ class Budgets:
         book = self._prices()
         if book is None or not self.applies(name):
             return bool(before)
+        for snapshot in self._unpriced.pop(name, {}).values():
+            self._spent.hear(book, snapshot)
         held = _held(
             self._spent.tenant(name),
             self._of_tenants.get(name),
