@@ -176,6 +176,40 @@ def test_lines_that_come_after_midnight_are_spent_on_that_day() -> None:
     ]
 
 
+_SEGMENTS = st.lists(
+    st.tuples(st.sets(st.integers(0, 599), max_size=40), st.integers(0, 3)), max_size=6
+)
+
+
+@given(_SEGMENTS, st.booleans(), st.data())
+def test_what_came_on_which_day_is_exact_whatever_is_repeated_or_lost_in_a_crash(
+    told: list[tuple[set[int], int]], many: bool, data: st.DataObject
+) -> None:
+    made = create()
+    models = ("a", "b") if many else ("m",)
+    events = [
+        segment(
+            [outcome(line, model=line % len(models)) for line in sorted(lines)],
+            at_ms=made.at_ms + day * DAY_MS,
+            models=models,
+        )
+        for lines, day in told
+    ]
+    log = entries([made, validated(600, models=models), *events])
+    cut = data.draw(st.integers(2, len(log)))
+    controller = Controller().feed(log[:cut]).restart().feed(log[cut:])
+    wanted: dict[tuple[int, str], Usage] = {}
+    seen: set[int] = set()
+    for lines, day in told:
+        for line in lines - seen if day else ():
+            at = (day_of(made.at_ms) + day, models[line % 2] if many else "")
+            wanted[at] = _plus(wanted.get(at, Usage()), outcome(line).usage)
+        seen |= lines
+    assert controller.batch is not None
+    shown = snapshot_of(controller.batch).usage_of_later_days
+    assert {(part.day, part.model): part.usage for part in shown} == wanted
+
+
 def test_who_has_spent_the_budget_is_held_until_it_is_raised() -> None:
     budgets = Budgets(lambda: _BOOK)
     budgets.hear_tenant(tenant(100))

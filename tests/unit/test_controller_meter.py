@@ -5,12 +5,13 @@ from __future__ import annotations
 from schemas.metrics import (
     BATCHES_AT_RISK,
     BATCHES_ENDED,
+    BATCHES_HELD,
     BATCHES_QUEUED,
     EVENTS_FOLDED,
     LINES_ACCEPTED,
     Metrics,
 )
-from schemas.records import OutcomeKind
+from schemas.records import BudgetHold, OutcomeKind
 from streams.controller.log import Step
 from streams.controller.meter import ControllerMeter
 from streams.domain.batch.machine import fold
@@ -55,3 +56,19 @@ def test_batches_that_are_at_risk_or_wait_for_room_are_counted_as_they_are_now()
     assert metrics.gauge(BATCHES_QUEUED)._value.get() == 1
     meter.foresaw([])
     assert metrics.gauge(BATCHES_AT_RISK)._value.get() == 0
+
+
+def test_batches_without_money_are_counted_by_whose_budget_it_is() -> None:
+    def held(scope: str | None) -> Outlook:
+        hold = scope and BudgetHold(
+            reason="", scope=scope, period="", budget_micros=1, spent_micros=1, currency="usd"
+        )
+        return Outlook("b", deadline_ms=10, eta_ms=None, position=None, hold=hold or None)
+
+    metrics = Metrics()
+    meter = ControllerMeter(metrics)
+    meter.foresaw([held("key"), held("tenant"), held("key"), held(None)])
+    gauge = metrics.gauge(BATCHES_HELD)
+    assert [gauge.labels(scope)._value.get() for scope in ("tenant", "key")] == [1, 2]
+    meter.foresaw([])
+    assert gauge.labels("key")._value.get() == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from schemas.records import BudgetHold
 from streams.domain.forecast.forecast import HORIZON_MS
 from tests.support.dispatch_play import Play, Server
 from tests.support.workers import HOUR_MS, NOW, opened
@@ -109,6 +110,21 @@ def test_a_batch_that_waits_for_room_ends_after_those_before_it() -> None:
     assert first is not None
     assert waits is not None
     assert waits - first == pytest.approx(500 / 32 * 1000, rel=0.2)
+
+
+def test_a_batch_without_money_has_no_end_and_holds_nobody_up() -> None:
+    hold = BudgetHold(
+        reason="", scope="", period="", budget_micros=1, spent_micros=1, currency="usd"
+    )
+    play = Play([Server("w", "p", 16, 0.5, 0)])
+    play.open(opened("first", 500, held=True))
+    play.open(opened("second", 500, created_at_ms=NOW + 1))
+    play.run(10)
+    found = play.forecasters[0].outlooks({}, play.now, {"first": hold})
+    first, second = sorted(found, key=lambda outlook: outlook.batch_id)
+    assert (first.eta_ms, first.hold, first.queued) == (None, hold, False)
+    assert second.eta_ms is not None
+    assert second.eta_ms < NOW + 25_000
 
 
 def test_a_pace_that_dies_moves_the_end_away_but_never_past_the_horizon_or_into_the_past() -> None:
