@@ -212,6 +212,21 @@ def test_from_idle_to_full_use_it_takes_less_than_five_seconds() -> None:
     assert allowed >= 0
 
 
+def test_calls_that_come_just_after_an_abort_do_not_tell_against_the_silence_before() -> None:
+    bench = Bench(replace(BASE, can_abort=True))
+    bench.learn(120)
+    for _ in range(5):
+        for _ in range(round(40 / TICK_S)):
+            bench.tick(0)
+        # One call meets the full engine; those that follow it in the same moment don't.
+        for i in range(6):
+            bench.tick(4 * (i + 1), tokens=4 if i else 1)
+        bench.learn(40)
+    plan = bench.gate.plan
+    assert plan is not None
+    assert plan.limit(0, 60) == BASE.highest
+
+
 @pytest.mark.parametrize("spread", [0, 3])
 def test_constant_load_makes_a_calm_limit(spread: int) -> None:
     bench = Bench()

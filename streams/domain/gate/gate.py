@@ -71,9 +71,10 @@ _ABORT_LEAST = 8
 _DRAIN_S = 15.0
 _DRAINED_PART = 0.1
 #: Calls made too slow, as a part of those that may be: what is aimed at, how hard a miss is
-#: corrected, and the bounds of what the plan may spend then, as it counts.
+#: corrected, and the bounds of what the plan may spend then, as it counts. With 1 a window's miss
+#: is made good within the next one; harder, what is only luck swings the plan from end to end.
 _TO_USE = 0.95
-_SPEND_GAIN = 2.0
+_SPEND_GAIN = 1.0
 _SPEND_AT_FIRST = 0.3
 _LEAST_SPEND, _MOST_SPEND = 0.02, 2.0
 #: After a silence of at least so long, the first call means that more come: for a moment batch is
@@ -346,6 +347,9 @@ class Gate:
             where, grown = silence, 0.0
         lately = self._batch_lately.at(sent_at_s)
         fresh = aborted and sent_at_s - self._aborted_at_s < _REACTION_S
+        # What had just been aborted is what the call's situation asked it to bear; later on, what
+        # has gone in between would have gone anyway.
+        grown = max(0.0, grown) if aborted and not fresh else grown
         if not fresh:
             self._curve.first(realtime + batch, ttft_s)
         met = Met(
@@ -353,7 +357,7 @@ class Gate:
             realtime,
             batch,
             lately,
-            max(0.0, grown) if aborted else grown,
+            grown,
             ttft_s,
             fresh,
             kept,
