@@ -371,7 +371,7 @@ def test_from_the_engines_metrics_alone_it_learns_how_much_batch_fits() -> None:
 def test_an_upstream_that_nobody_calls_is_batchs_at_once_and_again_after_the_window() -> None:
     gate = Gate(BASE)
     gate.hear(RealtimeLoad("w", 1000.0, 0), 1000.0)
-    decision = gate.decide(1000.0)
+    decision = gate.decide(1000.0, Demand(call_s=0.5))
     assert (decision.limit, decision.reason) == (BASE.highest, Reason.SILENCE)
     gate.hear(RealtimeLoad("w", 1001.0, 1), 1001.0)
     assert gate.decide(1001.0).limit <= 4
@@ -384,8 +384,36 @@ def test_an_upstream_that_nobody_calls_is_batchs_at_once_and_again_after_the_win
     assert gate.decide(now).limit == BASE.highest
 
 
+@pytest.mark.parametrize(("call_s", "can_abort"), [(5.0, False), (0.0, False), (5.0, True)])
+def test_what_a_first_burst_could_not_get_rid_of_grows_with_the_time_that_nobody_called(
+    call_s: float, can_abort: bool
+) -> None:
+    gate = Gate(replace(BASE, can_abort=can_abort))
+    shares = (0.0, 0.1, 0.5, 1.0)
+    limits = []
+    for share in shares:
+        now = 1000.0 + share * WINDOW_S
+        gate.hear(RealtimeLoad("w", now, 0), now)
+        limits.append(gate.decide(now, Demand(call_s=call_s)).limit)
+    assert limits == (
+        [BASE.highest] * 4 if can_abort else [32, 32, BASE.highest // 2, BASE.highest]
+    )
+
+
+def test_calls_that_are_quick_only_in_an_empty_engine_do_not_make_it_swing() -> None:
+    gate = Gate(BASE)
+    gate.hear(RealtimeLoad("w", 1000.0, 0), 1000.0)
+    limits = [gate.decide(1000.0, Demand(call_s=call_s)).limit for call_s in (0.8, 3.0, 0.8)]
+    assert limits == [BASE.highest, 32, 32]
+
+
+def test_where_there_is_nobody_to_listen_to_batch_starts_at_once() -> None:
+    gate = Gate(replace(BASE, sources=frozenset()))
+    assert gate.decide(1000.0, Demand(call_s=5.0)).limit == BASE.highest
+
+
 def test_calls_past_our_lane_are_seen_beside_those_in_it() -> None:
-    gate = Gate(replace(BASE, sources=frozenset({Source.REALTIME, Source.ENGINE})))
+    gate = Gate(replace(BASE, can_abort=True, sources=frozenset({Source.REALTIME, Source.ENGINE})))
     now = 1000.0
     limits = []
     for strangers in (0, 30, 0):

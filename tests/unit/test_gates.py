@@ -27,8 +27,14 @@ def test_without_a_realtime_lane_batch_runs_at_full_speed_once_it_has_listened()
     assert (site.worker.part, site.worker.reason) == (MOST, "silence")
 
 
-def test_beside_an_idle_lane_batch_runs_at_full_speed() -> None:
+def test_beside_an_idle_lane_batch_runs_at_full_speed_if_it_can_leave_in_time() -> None:
+    site = Site(most=64, abort=True)
+    site.run(0.5, lane=0)
+    assert (site.worker.part, site.worker.reason) == (64, "silence")
     site = Site(most=64)
+    site.run(0.5, lane=0)
+    assert (site.worker.part, site.worker.reason) == (32, "silence")
+    site.worker.pool.calls.call_s = 0.2
     site.run(0.5, lane=0)
     assert (site.worker.part, site.worker.reason) == (64, "silence")
 
@@ -308,7 +314,7 @@ def test_a_signal_that_never_came_is_told_and_listening_is_not() -> None:
 
 
 def test_the_metrics_tell_what_the_gate_decides_and_knows() -> None:
-    site = Site(most=64)
+    site = Site(most=64, abort=True)
     metrics = Metrics()
     meter = GateMeter(metrics)
     (gate,) = site.worker.gates.by_pool.values()

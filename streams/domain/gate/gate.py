@@ -62,6 +62,8 @@ _TRUST_FACTOR = 1.5
 _TRUST_PACE = 0.05
 _TRUST_LEAST = 8.0
 _TRUST_CALLS = 12
+#: What is over so soon needs no abort: it has left when a burst must be at its floor.
+_SOON_OVER_S = 1.0
 #: Batch is aborted when it is above the limit by this part of all that may run, and at least that
 #: many: less drains by itself, and is not worth the tokens.
 _ABORT_PART = 0.25
@@ -157,6 +159,8 @@ class Gate:
         self._lane = History()
         self._direct = 0.0
         self._called_at_s = float("-inf")
+        self._began_s: float | None = None
+        self._lasting = False
         self._sees_firsts = False
         self._batch = History()
         #: Batch in flight on the average of a real-time call's life: what made the calls that are
@@ -222,13 +226,15 @@ class Gate:
 
     def decide(self, now_s: float, demand: Demand = NO_DEMAND) -> Decision:
         """How many batch calls may be in flight now."""
+        if self._began_s is None:
+            self._began_s = now_s
         self._account(now_s)
         self._forget_gone(now_s)
         self._plan_anew(now_s)
         settings = self._settings
         need = min(needed_calls(demand), settings.highest)
         ages = self._ages(now_s)
-        wanted, reason, about = self._wanted(now_s, ages)
+        wanted, reason, about = self._wanted(now_s, ages, demand.call_s)
         floor = min(settings.floor, settings.highest)
         if reason in (Reason.STALE, Reason.INVALID):
             wanted = floor
@@ -238,7 +244,7 @@ class Gate:
         return Decision(limit, self._abort_above(limit, reason, now_s), need, reason, about, ages)
 
     def _wanted(
-        self, now_s: float, ages: Mapping[Source, float]
+        self, now_s: float, ages: Mapping[Source, float], call_s: float
     ) -> tuple[float, Reason, Source | None]:
         for source in sorted(self._settings.sources):
             if source in self._invalid:
@@ -250,7 +256,7 @@ class Gate:
         wanted = self._planned(realtime, silent_s)
         if now_s - self._called_at_s > WINDOW_S:
             # Nobody to yield to: what there is to learn, the first call will teach.
-            wanted = float(self._settings.highest)
+            wanted = self._uncalled(now_s, call_s)
             self._limiter.jump(wanted)
         if wanted is None:
             wanted, reason = self._unplanned(realtime, silent_s), Reason.LEARNING
@@ -258,6 +264,21 @@ class Gate:
         if held < wanted:
             return held, Reason.QUEUE, None
         return wanted, reason, None
+
+    def _uncalled(self, now_s: float, call_s: float) -> float:
+        """While nobody has called for a long time, or ever.
+
+        The first burst meets all that runs, and what can't be aborted stays as long as its calls
+        take. So then it is only as much as was listened for: where nobody has called for so long,
+        nobody is expected for as long again.
+        """
+        highest, began_s = self._settings.highest, self._began_s
+        # For good: calls are quick in a nearly empty engine, too, and it would swing.
+        self._lasting = self._lasting or call_s > _SOON_OVER_S
+        leaves = self._settings.can_abort or (call_s > 0 and not self._lasting)
+        if leaves or not self._settings.sources or began_s is None:
+            return highest
+        return min(highest, max(_IN_SILENCE_MEANWHILE, highest * (now_s - began_s) / WINDOW_S))
 
     def _planned(self, realtime: int, silent_s: float) -> float | None:
         if self._plan is None or self._plan.calls < _CALLS_TO_LEARN:
