@@ -291,10 +291,12 @@ def _world(limit: int | None = None) -> Tenants:
 
 def test_a_batch_that_no_controller_has_told_of_yet_waits_where_there_is_a_budget() -> None:
     tenants = _world()
+    tenants.settle(NOON)
     assert tenants.waits("a", "b")
     tenants.hear_batch(snapshot("b"))
-    tenants.settle(NOON)
+    assert tenants.settle(NOON), "whoever asked before must ask again"
     assert not tenants.waits("a", "b")
+    assert not tenants.settle(NOON)
     tenants.batches_known = False
     assert tenants.waits("a", "b")
     assert not tenants.waits("c", "d")

@@ -36,6 +36,8 @@ class Budgets:
         self._of_tenants: dict[str, Budget] = {}
         self._of_keys: dict[str, dict[str, Budget]] = {}
         self._held: dict[str, dict[str, BudgetHold]] = {}
+        #: The running batches that were there when last decided, of tenants with budgets.
+        self._decided: dict[str, frozenset[str]] = {}
         self._changed: set[str] = set()
         self._day = -1
 
@@ -85,7 +87,7 @@ class Budgets:
         return batch_id in self._spent.tenant(tenant).running and batch_id not in self.holds
 
     def settle(self, now_ms: int) -> set[str]:
-        """Decides anew where something changed or a day began; the tenants with other holds."""
+        """Decides anew where something changed or a day began; whose batches that concerns."""
         day = day_of(now_ms)
         names = self._changed
         if day != self._day:
@@ -98,8 +100,8 @@ class Budgets:
         return moved
 
     def _decide(self, name: str, now_ms: int) -> bool:
-        """Whether other batches of the tenant are held than before."""
-        before = self._held.pop(name, {})
+        """Whether other batches of the tenant may go on than before."""
+        before, decided = self._held.pop(name, {}), self._decided.pop(name, frozenset())
         book = self._prices()
         if book is None or not self.applies(name):
             return bool(before)
@@ -114,7 +116,9 @@ class Budgets:
         )
         if held:
             self._held[name] = held
-        return held.keys() != before.keys()
+        # A batch that was not known waited, too.
+        running = self._decided[name] = frozenset(self._spent.tenant(name).running)
+        return held.keys() != before.keys() or not running <= decided
 
 
 def _set(budgets: dict[str, Budget], name: str, micros: int | None, period: str) -> None:
