@@ -68,10 +68,6 @@ _SOON_OVER_S = 1.0
 #: many: less drains by itself, and is not worth the tokens.
 _ABORT_PART = 0.25
 _ABORT_LEAST = 8
-#: Where it can't be aborted: who comes so long after a silence, while at least this part of its
-#: batch is still there, has met the silence's batch.
-_DRAIN_S = 15.0
-_DRAINED_PART = 0.1
 #: Calls made too slow, as a part of those that may be: what is aimed at, how hard a miss is
 #: corrected, and the bounds of what the plan may spend then, as it counts. With 1 a window's miss
 #: is made good within the next one; harder, what is only luck swings the plan from end to end.
@@ -167,8 +163,6 @@ class Gate:
         #: in flight last longer.
         self._batch_lately = History()
         self._woken_at_s = float("-inf")
-        #: The last silence's end, the batch calls then, and how long a silence it was (situation).
-        self._drained: tuple[float, float, int] | None = None
         self._call_s = _CALL_AT_FIRST_S
         self._aborted_at_s = float("-inf")
         self._booked_at_s = float("-inf")
@@ -363,9 +357,6 @@ class Gate:
             # What was planned is what the next plan can change, not what was left from before.
             running_then = max(known, self._plan.running[where])
         grown = realtime + batch - running_then
-        kept, silence = self._kept_from_silence(sent_at_s, batch)
-        if kept:
-            where, grown = silence, 0.0
         lately = self._batch_lately.at(sent_at_s)
         fresh = aborted and sent_at_s - self._aborted_at_s < _REACTION_S
         # What had just been aborted is what the call's situation asked it to bear; later on, what
@@ -373,39 +364,17 @@ class Gate:
         grown = max(0.0, grown) if aborted and not fresh else grown
         if not fresh:
             self._curve.first(realtime + batch, ttft_s)
-        met = Met(
-            where,
-            realtime,
-            batch,
-            lately,
-            grown,
-            ttft_s,
-            fresh,
-            kept,
-        )
-        self._window.add(now_s, met)
+        self._window.add(now_s, Met(where, realtime, batch, lately, grown, ttft_s, fresh))
 
     def _count_lane(self, at_s: float, now_s: float) -> None:
         self._lane.set(at_s, sum(worker.in_flight for worker in self._workers.values()))
         self._set_realtime(self._lane.last + self._direct, at_s, now_s)
-
-    def _kept_from_silence(self, sent_at_s: float, batch: float) -> tuple[float, int]:
-        """Which part of the last silence's batch a call has met, and which silence that was."""
-        if self._settings.can_abort or self._drained is None:
-            return 0.0, 0
-        woken_s, before, silence = self._drained
-        kept = batch / before
-        met = 0 <= sent_at_s - woken_s < _DRAIN_S and kept > _DRAINED_PART
-        return (min(1.0, kept) if met else 0.0), silence
 
     def _set_realtime(self, calls: float, at_s: float, now_s: float) -> None:
         if calls > 0:
             self._called_at_s = now_s
             if self._silent_s(now_s) >= _SILENCE_S:
                 self._woken_at_s = now_s
-                silence = situation(0, self._silent_s(now_s))
-                batch = self._batch.at(at_s)
-                self._drained = (at_s - _BOOK_EVERY_S, batch, silence) if batch >= 8 else None
             self._silent_since.set(at_s, _NEVER)
         elif self._silent_since.last == _NEVER:
             self._silent_since.set(at_s, at_s)

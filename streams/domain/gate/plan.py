@@ -75,8 +75,7 @@ class Met:
     situation: shortly before it came, as the gate could still have known it.
     realtime, batch: in flight when it came. lately: batch in flight over the seconds before.
     grown: how many sequences joined in between, less those that left. aborted: batch was aborted
-    when it came, so that it met its long steps only at first. kept: if not 0, the call is charged
-    to the silence before it, and this part of the batch of that silence was still there.
+    when it came, so that it met its long steps only at first.
     """
 
     situation: int
@@ -86,7 +85,6 @@ class Met:
     grown: float
     ttft_s: float
     aborted: bool = False
-    kept: float = 0.0
     weight: float = 1.0
 
 
@@ -220,12 +218,11 @@ def _luck(met: Met, curve: Curve) -> float:
     sequences.
 
     Part of a call's luck grows with the step (when in a step it came), part does not (how long
-    its prompt is). A call that met a batch that was just being aborted or had yet to
-    leave tells nothing of bad luck.
+    its prompt is). A call that met a batch that was just being aborted tells nothing of bad luck.
     """
     expected_s = max(curve.ttft_s(met.realtime + met.batch), 1e-9)
     luck: float = (met.ttft_s - expected_s) / expected_s**_LUCK_GROWS
-    return min(0.0, luck) if met.aborted or met.kept else luck
+    return min(0.0, luck) if met.aborted else luck
 
 
 def _with_luck(expected_s: float, luck: float) -> float:
@@ -271,9 +268,6 @@ class _Prices:
             woken.append(((line_s - _with_luck(curve.ttft_s(0), luck)) / per_sequence, met.weight))
             if met.aborted:
                 bearable = met.realtime + met.batch + (line_s - met.ttft_s) / per_sequence
-            if met.kept > 0:
-                # Twice the batch then is twice the batch that is left now.
-                bearable = max(0.0, bearable - met.realtime) / met.kept
             own[met.situation].append((bearable - met.grown, met.weight))
         all_calls = _Tail(pool)
         all_woken = _Tail(woken) if aim.can_abort else all_calls
