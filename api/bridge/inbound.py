@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -45,6 +45,8 @@ _POLL_S = 0.5
 _COMMIT_S = 1.0
 #: Seals that are carried out at the same time.
 _SEALS_AT_ONCE = 4
+#: Of one tenant: its partitions are as many as all turns, and reading lines again may take long.
+_SEALS_OF_A_TENANT = 2
 #: What waits of one partition before it is paused, and of all before nothing more is read. Lines
 #: wait only behind a seal.
 _PAUSE_BYTES = 4 * 1024 * 1024
@@ -75,6 +77,9 @@ class Inbound:
         self._parts = parts
         self._lanes: dict[TopicPart, _Lane] = {}
         self._turns = asyncio.Semaphore(_SEALS_AT_ONCE)
+        self._tenants_turns: defaultdict[str, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(_SEALS_OF_A_TENANT)
+        )
 
     @property
     def idle(self) -> bool:
@@ -115,16 +120,22 @@ class Inbound:
         for part, now in held.items():
             tenant = BATCH_IN.tenant(self._parts.settings.topic_prefix, part.topic)
             if part not in self._lanes and tenant is not None:
-                self._lanes[part] = _Lane(self._parts, part, tenant, now, self._turns)
+                turns = (self._tenants_turns[tenant], self._turns)
+                self._lanes[part] = _Lane(self._parts, part, tenant, now, turns)
 
 
 class _Lane:
     """One partition of a tenant's topic, in one time that it is this process's."""
 
     def __init__(
-        self, parts: Parts, part: TopicPart, tenant: str, held: Held, turns: asyncio.Semaphore
+        self,
+        parts: Parts,
+        part: TopicPart,
+        tenant: str,
+        held: Held,
+        turns: tuple[asyncio.Semaphore, asyncio.Semaphore],
     ) -> None:
-        """turns: for seals, which take time, so that no tenant waits for all of another's."""
+        """turns: the tenant's, then everybody's, for seals, which take time."""
         self.since = held.since
         self.waiting_bytes = 0
         self._parts, self._part, self._tenant = parts, part, tenant
@@ -162,10 +173,15 @@ class _Lane:
         await asyncio.wait([self._working])
 
     async def _work(self) -> None:
+        clock = asyncio.get_running_loop().time
+        due_s = clock() + _COMMIT_S
         while True:
             while self._waiting:
                 await self._take(self._waiting[0])
                 self.waiting_bytes -= _size(self._waiting.popleft())
+                if clock() >= due_s:
+                    await self._commit()
+                    due_s = clock() + _COMMIT_S
             if self._paused:
                 self._paused = False
                 self._parts.submissions.resume(self._part)
@@ -189,7 +205,8 @@ class _Lane:
             return
         try:
             sealed = judged(action, self._tenant, self._parts.settings.completion_windows)
-            async with self._turns:
+            own, all_turns = self._turns
+            async with own, all_turns:
                 await self._create(sealed)
         except ApiError as error:
             batch = action.batch
@@ -241,7 +258,8 @@ class _Lane:
             raise InvalidRequest(SUBMISSION_MESSAGES[code], code=code.value)
 
     async def _give_up_overdue(self) -> None:
-        if await self._parts.submissions.at_end(self._part):
+        # What waits here is behind the reader's position, and may be the seal.
+        if await self._parts.submissions.at_end(self._part) and not self._waiting:
             for action in self._inbox.at_end(self._parts.clock.now_ms()):
                 await self._carry_out(action)
 

@@ -182,7 +182,8 @@ class _Lane:
                 async with asyncio.timeout(_COMMIT_S):
                     await self._news.wait()
                     continue
-            if self._read_to > at:
+            # The time may run out in the very turn in which a batch comes.
+            if not self._waiting and self._read_to > at:
                 at = self._read_to
                 await sender.commit(Mark(at, done.note()))
 

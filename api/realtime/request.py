@@ -36,6 +36,7 @@ async def read_request(request: web.Request) -> Asked:
         use = prompt_use(fields, endpoint)
     except UseError as error:
         raise InvalidRequest(error.message, param=error.param, code="invalid_value") from error
+    stream = _stream(fields.get("stream", _NULL))
     model = _model(fields.get("model", _NULL))
     if use is not None:
         raw, model = await _rendered(gateway, request[TENANT], endpoint, fields, use, model)
@@ -54,7 +55,7 @@ async def read_request(request: web.Request) -> Asked:
         endpoint=endpoint,
         model=model,
         pool=random.choice(pools).name,
-        stream=fields.get("stream", _NULL) == Raw(b"true"),
+        stream=stream,
         body=raw,
     )
 
@@ -67,6 +68,15 @@ def _decoded(raw: bytes) -> dict[str, Raw]:
         raise not_object() from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise not_json() from error
+
+
+def _stream(raw: Raw) -> bool:
+    # Some upstreams take "true" or 1 for true: it would stream without telling its usage.
+    if raw not in (_NULL, Raw(b"true"), Raw(b"false")):
+        raise InvalidRequest(
+            "Invalid type for 'stream': expected a boolean.", param="stream", code="invalid_type"
+        )
+    return raw == Raw(b"true")
 
 
 def _model(raw: Raw) -> str:

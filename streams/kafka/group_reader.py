@@ -158,8 +158,8 @@ class GroupReader:
         try:
             high = consumer.highwater(tp)
             return high is not None and await consumer.position(tp) >= high
-        except IllegalStateError:
-            # It went to another process just now.
+        except (AssertionError, IllegalStateError):
+            # It went to another process just now; aiokafka asserts that of highwater().
             return False
         except (KafkaError, OSError) as error:
             raise friendly(error, self._settings) from error
@@ -207,6 +207,8 @@ class GroupReader:
         held = {}
         for tp, mark in marks.items():
             held[TopicPart(tp.topic, tp.partition)] = Held(next(self._numbers), mark.metadata or "")
+            # Whoever paused it meant what was read before.
+            consumer.resume(tp)
             if mark.offset >= 0:
                 consumer.seek(tp, mark.offset)
         if begin := [tp for tp, mark in marks.items() if mark.offset < 0]:
