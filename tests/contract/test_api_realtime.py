@@ -100,6 +100,15 @@ async def test_events_are_passed_on_as_they_are(gateway: GatewayUnderTest) -> No
         assert await answer.read() == b"".join(told.chunks)
 
 
+@pytest.mark.parametrize("stream", [1, "true", []])
+async def test_a_stream_is_true_or_false(gateway: GatewayUnderTest, stream: Any) -> None:
+    """An upstream that takes these for true would stream without telling its usage."""
+    body = {"model": "m1", "messages": MESSAGES, "stream": stream}
+    async with gateway.http().post("/v1/chat/completions", json=body) as answer:
+        assert answer.status == 400
+        assert (await answer.json())["error"]["param"] == "stream"
+
+
 async def test_the_first_event_does_not_wait_for_the_second(gateway: GatewayUnderTest) -> None:
     async with lane_worker(gateway.log, always(Events((chunk("a"), DONE), pause_s=0.3))):
         stream = await _chat(gateway, stream=True)

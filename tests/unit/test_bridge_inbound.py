@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -254,3 +255,19 @@ async def test_what_waits_behind_a_seal_is_bounded_and_nothing_of_it_is_lost(
     await eventually(all_made)
     assert world.topic.pauses > 1
     assert [c.kafka_key for c in world.producer.creates] == [f"k{n}" for n in range(60)]
+
+
+async def test_what_was_read_is_committed_though_something_comes_all_the_time(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.bridge.inbound._COMMIT_S", 0.02)
+
+    async def committed() -> bool:
+        # Each comes before the lane has waited long enough to be idle.
+        for _ in range(10):
+            world.topic.add(b"", b"x")
+            await world.inbound.step(0)
+            await asyncio.sleep(0.005)
+        return bool(world.topic.commits)
+
+    await eventually(committed)

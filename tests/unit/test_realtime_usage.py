@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.codec import encode
 from schemas.records import Usage, UsageRecorded
+from schemas.topics import MAX_RECORD_BYTES
 from streams.domain.billing import usage
 from streams.domain.billing.meters import meter_of
 from streams.domain.billing.prices import REALTIME
@@ -101,6 +103,15 @@ def test_many_requests_are_several_records() -> None:
     for _ in range(MAX_LINES + 1):
         waiting.add("a", CHAT, "m", _one(), 0)
     assert [len(record.lines) for record in waiting.take(0)] == [MAX_LINES, 1]
+
+
+def test_made_up_models_never_make_a_record_too_large_for_the_broker() -> None:
+    waiting = RealtimeUsage("p1")
+    for number in range(20_000):
+        waiting.add("a", CHAT, f"{number}".zfill(256), _one(), 0)
+    records = waiting.take(0)
+    assert max(len(encode(record)) for record in records) < MAX_RECORD_BYTES / 4
+    assert sum(_counted(records).values()) == 20_000
 
 
 async def test_what_the_broker_does_not_take_is_sent_again_as_it_was() -> None:

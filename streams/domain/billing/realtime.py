@@ -14,8 +14,9 @@ from schemas.records import LineUsage, UsageRecorded
 from streams.domain.billing.prices import REALTIME
 from streams.domain.outcome.streamed import Used
 
-#: Lines of one record.
+#: Lines of one record, and models that its lines may be of: their names are a caller's.
 MAX_LINES = 2000
+MAX_MODELS = 200
 
 
 @dataclass(slots=True)
@@ -31,6 +32,10 @@ class _Day:
     models: dict[str, int] = field(default_factory=dict)
     waiting: list[LineUsage] = field(default_factory=list)
 
+    def full(self, model: str) -> bool:
+        """Whether this model is one too many: each record names them all."""
+        return len(self.models) >= MAX_MODELS and model not in self.models
+
 
 class RealtimeUsage:
     """The usage of one start of a worker that is not on the log yet."""
@@ -40,11 +45,12 @@ class RealtimeUsage:
         self._process = process
         self._days: dict[tuple[str, str], _Day] = {}
         self._full: list[_Day] = []
+        self._begun = 0
 
     def add(self, tenant: str, endpoint: str, model: str, used: Used, now_ms: int) -> None:
         """A request has ended."""
         day = self._days.get((tenant, endpoint))
-        if day is None or now_ms >= day.ends_at_ms:
+        if day is None or now_ms >= day.ends_at_ms or day.full(model):
             if day is not None and day.waiting:
                 self._full.append(day)
             day = self._days[tenant, endpoint] = self._begin(tenant, endpoint, now_ms)
@@ -69,9 +75,10 @@ class RealtimeUsage:
         begins = datetime.fromtimestamp(now_ms / 1000, UTC).replace(
             hour=0, minute=0, second=0, microsecond=0
         )
+        self._begun += 1
         kind = endpoint.removeprefix("/v1/").replace("/", ".")
         return _Day(
-            batch_id=f"realtime_{begins:%Y%m%d}_{self._process}_{kind}",
+            batch_id=f"realtime_{begins:%Y%m%d}_{self._process}_{self._begun}_{kind}",
             tenant=tenant,
             endpoint=endpoint,
             begins_at_ms=_ms(begins),
