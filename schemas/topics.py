@@ -46,8 +46,6 @@ class Topic:
     compaction_lag_s: int | None = None
     #: Whether the broker says when a record came, whatever its producer says.
     stamped: bool = False
-    #: Whether the broker keeps records as they are, so that they are no larger than they seem.
-    uncompressed: bool = False
     why: str
 
     @property
@@ -65,7 +63,7 @@ class TenantTopic:
     """A topic that each tenant has for itself, so that an ACL can name it.
 
     The topic is `<prefix>.<name>.<tenant>.v<version>`; a tenant's name has no dot. retention_s,
-    stamped, uncompressed: as a Topic's.
+    stamped: as a Topic's.
     """
 
     name: str
@@ -74,7 +72,6 @@ class TenantTopic:
     partitions: int
     retention_s: int
     stamped: bool = False
-    uncompressed: bool = False
     why: str
 
     def of(self, tenant: str) -> Topic:
@@ -87,7 +84,6 @@ class TenantTopic:
             cleanup=Cleanup.DELETE,
             retention_s=self.retention_s,
             stamped=self.stamped,
-            uncompressed=self.uncompressed,
             why=self.why,
         )
 
@@ -113,7 +109,6 @@ BATCH_IN = TenantTopic(
     retention_s=7 * _DAY_S,
     # When a batch was created follows from the records' times.
     stamped=True,
-    uncompressed=True,
     why="Lines and seals of a tenant's batches, written by its own services. One key, so one "
     "partition, for all records of a batch.",
 )

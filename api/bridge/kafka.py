@@ -13,6 +13,7 @@ from streams.domain.bridge.inbox import Record
 from streams.kafka.connection import REQUEST_TIMEOUT_MS, connection, friendly
 from streams.kafka.errors import Stalled
 from streams.kafka.group_reader import GroupReader, Held, Mark, TopicPart
+from streams.kafka.records import read_strangers
 from streams.settings import Settings
 
 #: The part of the group's name that stands for this reader.
@@ -30,6 +31,7 @@ class TenantTopics:
 
     def __init__(self, settings: Settings) -> None:
         pattern = BATCH_IN.pattern(settings.topic_prefix)
+        read_strangers(pattern)
         self._reader = GroupReader(settings, ROLE, pattern=pattern)
 
     async def start(self) -> None:

@@ -38,6 +38,8 @@ _PORTS = (20_000, 32_768)
 _PORT_TRIES = 100
 #: More than one Backhaul needs.
 _PORTS_OF_ONE = 32
+#: The ports that this process took last, each with what marks it as taken.
+_marks: dict[int, socket.socket] = {}
 
 
 class BrokerError(Exception):
@@ -168,10 +170,10 @@ def free_port() -> int:
 
     Below the range from which systems choose the ports of outgoing connections: there a client
     could get our port while its server restarts, or even connect to itself. Nobody listens on it
-    before its server has started, so who starts beside us has to look elsewhere.
+    before its server has started, which takes seconds, so it is marked as taken till we end.
     """
     for port in itertools.islice(_ports_to_try, _PORT_TRIES):
-        if port_is_free(port):
+        if port_is_free(port) and _mark(port):
             return port
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
@@ -189,6 +191,26 @@ def port_is_free(port: int, host: str = LOOPBACK) -> bool:
     return True
 
 
+def _mark(port: int) -> bool:
+    """Takes the port among the programs that ask here; whether none of the others has it.
+
+    The mark is the UDP port of the same number: nobody else uses it, and the kernel takes it back
+    however we end.
+    """
+    if port in _marks:
+        return True
+    mark = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        mark.bind((LOOPBACK, port))
+    except OSError:
+        mark.close()
+        return False
+    _marks[port] = mark
+    if len(_marks) > _PORTS_OF_ONE:
+        _marks.pop(next(iter(_marks))).close()  # the oldest, whose server has long started
+    return True
+
+
 async def claim_port(remembered: int, within_s: float = 5.0) -> int:
     """The remembered port if it can be had again, else a new one.
 
@@ -196,7 +218,7 @@ async def claim_port(remembered: int, within_s: float = 5.0) -> int:
     """
     deadline = time.monotonic() + within_s
     while remembered:
-        if port_is_free(remembered):
+        if port_is_free(remembered) and _mark(remembered):
             return remembered
         if time.monotonic() > deadline:
             break

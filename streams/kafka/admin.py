@@ -104,8 +104,6 @@ def _wanted(settings: Settings, topic: Topic, partitions: int) -> TopicWanted:
         configs["min.compaction.lag.ms"] = str(topic.compaction_lag_s * 1000)
     if topic.stamped:
         configs["message.timestamp.type"] = "LogAppendTime"
-    if topic.uncompressed:
-        configs["compression.type"] = "uncompressed"
     return TopicWanted(
         topic=topic,
         full_name=topic.full_name(settings.topic_prefix),

@@ -11,6 +11,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaConnectionError, KafkaError, UnknownTopicOrPartitionError
 
 from streams.kafka.errors import BrokerUnreachable, KafkaBaseError, TopicMissing
+from streams.kafka.records import read_strangers
 from streams.settings import Settings
 
 #: How long one request may take before the client tries again or gives up.
@@ -20,7 +21,11 @@ _ADMIN_TIMEOUT_MS = 10_000
 
 
 def connection(settings: Settings) -> dict[str, Any]:
-    """Keyword arguments that every aiokafka client takes: servers, TLS and SASL."""
+    """Keyword arguments that every aiokafka client takes: servers, TLS and SASL.
+
+    Who uses them reads what strangers wrote without falling over (records.py).
+    """
+    read_strangers()
     kwargs: dict[str, Any] = {
         "bootstrap_servers": [s.strip() for s in settings.kafka.split(",") if s.strip()],
         "security_protocol": settings.kafka_security,

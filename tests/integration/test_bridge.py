@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -15,17 +16,19 @@ import pytest
 
 from api.bridge.inbound import Inbound, Parts
 from api.bridge.kafka import ReadAgain, TenantTopics
+from schemas.headers import OP
 from schemas.metrics import Metrics
 from schemas.records import BatchCreate, FileRecord
-from schemas.topics import BATCH_COMMAND, FILE
+from schemas.topics import BATCH_COMMAND, BATCH_IN, FILE
 from streams.adapters.object_store import open_store
 from streams.domain.clock import SystemClock
 from streams.kafka.admin import apply_topics
 from streams.kafka.producer import RecordProducer
 from streams.kafka.reader import TopicReader
 from streams.settings import Settings
-from tests.support.bridge import Results, line, make_topics, results, service
+from tests.support.bridge import SEAL, Results, line, make_topics, results, service
 from tests.support.lines import exit_code
+from tests.support.strangers import bomb, newer_snappy, with_bad_name, write
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.kafka, pytest.mark.real_kafka]
@@ -189,6 +192,34 @@ async def test_hostile_records_are_told_and_stop_nobody(kafka_settings: Settings
             assert {k for k, _ in late_told.of(b"i")} == {"accepted"}
     creates, _ = await written(settings)
     assert sorted((c.tenant, c.kafka_key) for c in creates) == [("acme", "i"), ("late", "i")]
+
+
+async def test_records_that_the_client_cannot_read_stop_nobody_and_not_the_next_start(
+    kafka_settings: Settings,
+) -> None:
+    await apply_topics(kafka_settings)
+    await make_topics(kafka_settings, "evil")
+    await make_topics(kafka_settings)
+    topic = BATCH_IN.of("evil").full_name(kafka_settings.topic_prefix)
+    seal = json.dumps(SEAL).encode()
+    spoilt = with_bad_name(b"spoilt", [line(0), line(1)])
+    for partition in range(BATCH_IN.partitions):
+        for raw in (spoilt, with_bad_name(b"spoilt", [seal], [(OP, b"seal")])):
+            await write(kafka_settings.kafka, topic, partition, raw)
+        # A broker that unpacks for its topics would need these 700 MB itself, and has 512.
+        for raw in (bomb(700 << 20), newer_snappy()):
+            await write(kafka_settings.kafka, topic, partition, raw)
+    async with service(kafka_settings) as tenant, results(kafka_settings) as told:
+        for key in (b"first", b"second"):
+            async with bridge(kafka_settings):
+                await tenant.submit(key, [line(2)])
+                await eventually(lambda key=key: accepted(told, key), 30)  # type: ignore[misc]
+    creates, _ = await written(kafka_settings)
+    assert {(c.tenant, c.kafka_key) for c in creates} == {
+        ("evil", "spoilt"),
+        ("acme", "first"),
+        ("acme", "second"),
+    }
 
 
 async def all_told(told: Results, keys: bytes) -> bool:
