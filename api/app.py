@@ -129,11 +129,6 @@ async def assembled(
         await _started(stack, follower)
         following = asyncio.create_task(follower.run(), name="follower")
         stack.push_async_callback(cancelled, following)
-        catalogue = ModelCatalogue(upstreams, clock)
-        stack.push_async_callback(catalogue.close)
-        # One process will do for previews; the first one starts it.
-        renderer = Renderer(processes=1, metrics=metrics)
-        stack.push_async_callback(renderer.stop)
         lane = Lane(
             *(producer, lane_log, clock, settings, metrics or Metrics()),
             accept_s=timeouts.accept_s,
@@ -151,8 +146,8 @@ async def assembled(
             queries=queries,
             store=object_store,
             keyring=keyring,
-            catalogue=catalogue,
-            renderer=renderer,
+            catalogue=_catalogue(stack, upstreams, clock),
+            renderer=_renderer(stack, metrics),
             upstreams=upstreams,
             lane=lane,
             forecasts=forecasts,
@@ -161,6 +156,19 @@ async def assembled(
             timeouts=timeouts,
         )
         yield gateway, following
+
+
+def _renderer(stack: AsyncExitStack, metrics: Metrics | None) -> Renderer:
+    # One process will do for previews; the first one starts it.
+    renderer = Renderer(processes=1, metrics=metrics)
+    stack.push_async_callback(renderer.stop)
+    return renderer
+
+
+def _catalogue(stack: AsyncExitStack, upstreams: UpstreamTable, clock: Clock) -> ModelCatalogue:
+    catalogue = ModelCatalogue(upstreams, clock)
+    stack.push_async_callback(catalogue.close)
+    return catalogue
 
 
 class _Questions(TypedDict):

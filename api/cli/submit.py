@@ -65,40 +65,34 @@ def submit(
     if estimate and wait:
         raise Misuse("--estimate creates no batch, so there is none to --wait for.")
     job = job_from(
-        prompt,
-        variables,
-        rows_format=rows_format,
-        id_column=id_column,
-        keep_id=keep_id,
-        version=prompt_version,
-        model=model,
-        endpoint=endpoint,
-        save=save,
-    )
+        prompt, variables, rows_format=rows_format, id_column=id_column, keep_id=keep_id,
+        version=prompt_version, model=model, endpoint=endpoint, save=save,
+    )  # fmt: skip
     endpoint = endpoint or ("" if job else _endpoint_of(file))
     with client_for(base_url, api_key, data_dir) as client:
+        file_id = input_file_id or (_upload(client, file) if file else "")
         if job is not None:
             with prompt_file(client, job) as (path, endpoint):
                 file_id = _upload(client, path)
-        else:
-            file_id = input_file_id or (_upload(client, file) if file else "")
         if estimate:
-            show_estimate(
-                client.estimate_cost(file_id, endpoint, window),
-                window,
-                as_json=as_json,
-            )
+            found = client.estimate_cost(file_id, endpoint, window)
+            show_estimate(found, window, as_json=as_json)
             return
         batch = _create(client, file_id, endpoint, window, notes, idempotency_key, priority)
-        batch_id = str(batch.get("id"))
-        if not wait:
-            _say(batch, batch_id, as_json=as_json)
-            return
-        note(f"batch {batch_id} (Ctrl-C stops the watching, not the batch)")
-        watch_to_end(client, batch_id, interval_s=interval, as_json=as_json)
+        if wait:
+            _watch(client, batch, interval, as_json=as_json)
+        else:
+            _say(batch, as_json=as_json)
 
 
-def _say(batch: Json, batch_id: str, *, as_json: bool) -> None:
+def _watch(client: Client, batch: Json, interval_s: float, *, as_json: bool) -> None:
+    batch_id = str(batch.get("id"))
+    note(f"batch {batch_id} (Ctrl-C stops the watching, not the batch)")
+    watch_to_end(client, batch_id, interval_s=interval_s, as_json=as_json)
+
+
+def _say(batch: Json, *, as_json: bool) -> None:
+    batch_id = str(batch.get("id"))
     if as_json:
         out_json(batch)
         return
