@@ -137,6 +137,12 @@ BRIDGE_INCOMPLETE = Metric(
     "Batches whose results did not all get to their tenant's topic, by why. Their files have them.",
     ("reason",),
 )
+BRIDGE_UNTOLD = Metric(
+    "backhaul_bridge_untold_total",
+    MetricKind.COUNTER,
+    "Answers (accepted, rejected) that a tenant's topic for results did not take. Batches are made "
+    "all the same: look whether the topic is there, has a leader and lets the bridge write.",
+)
 
 # Gateway
 GATEWAY_REQUESTS = Metric(
@@ -414,6 +420,7 @@ METRICS: tuple[Metric, ...] = (
     SUBMISSIONS,
     BRIDGE_RESULTS,
     BRIDGE_INCOMPLETE,
+    BRIDGE_UNTOLD,
     EVENTS_FOLDED,
     LINES_ACCEPTED,
     BATCHES_ENDED,

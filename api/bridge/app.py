@@ -41,6 +41,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         producer = RecordProducer(settings, metrics=metrics)
         stack.push_async_callback(producer.stop)
         await producer.start()
+        telling = RecordProducer(_giving_up(settings), metrics=metrics)
+        stack.push_async_callback(telling.stop)
+        await telling.start()
         submissions = TenantTopics(settings)
         stack.push_async_callback(submissions.stop)
         await submissions.start()
@@ -51,6 +54,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 submissions=submissions,
                 again=again,
                 producer=producer,
+                telling=telling,
                 store=store,
                 clock=SystemClock(),
                 settings=settings,
@@ -71,6 +75,14 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         log.info("The bridge reads tenants' topics.", action="bridge_ready")
         await until_stopped(stop, taking, giving)
         log.info("The bridge stops.", action="bridge_stopping")
+
+
+def _giving_up(settings: Settings) -> Settings:
+    """Settings of a producer whose sends end in time, also where a topic takes nothing.
+
+    An idempotent one would try for ever, and what it gave up would break its sequence.
+    """
+    return settings.model_copy(update={"kafka_idempotence": False})
 
 
 def outbound_parts(

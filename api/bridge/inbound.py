@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
@@ -24,14 +24,16 @@ import structlog
 from api.bridge.ports import Again, Producer, Submissions
 from api.bridge.seal import Sealed, command, judged
 from api.bridge.told import Told
+from api.bridge.turns import Turns
 from api.errors import ApiError, InvalidRequest
 from api.upload import write_lines
 from schemas.errors import SUBMISSION_MESSAGES, SubmissionCode
 from schemas.metrics import Metrics
-from schemas.records import FileRecord
+from schemas.records import BatchCreate, FileRecord
 from schemas.topics import BATCH_COMMAND, BATCH_IN, FILE
 from streams.domain.bridge.inbox import Action, Create, Inbox, Record, Reject, line_of
 from streams.domain.clock import Clock
+from streams.kafka.errors import KafkaBaseError
 from streams.kafka.failpoint import reach
 from streams.kafka.group_reader import Held, Mark, TopicPart
 from streams.ports.object_store import ObjectStore, ObjectStoreError
@@ -45,7 +47,7 @@ _POLL_S = 0.5
 _COMMIT_S = 1.0
 #: Seals that are carried out at the same time.
 _SEALS_AT_ONCE = 4
-#: Of one tenant: its partitions are as many as all turns, and reading lines again may take long.
+#: Of one tenant.
 _SEALS_OF_A_TENANT = 2
 #: What waits of one partition before it is paused, and of all before nothing more is read. Lines
 #: wait only behind a seal.
@@ -53,17 +55,21 @@ _PAUSE_BYTES = 4 * 1024 * 1024
 _MAX_WAITING_BYTES = 64 * 1024 * 1024
 #: A record in memory, beside its key and value.
 _RECORD_BYTES = 300
-#: A store that fails is asked again after the first of these, and at last after the second.
-_STORE_RETRY_S = (1.0, 30.0)
+#: What could not be stored is tried again after the first of these, and at last after the second.
+_RETRY_S = (1.0, 30.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What the bridge's reading half is made of."""
+    """What the bridge's reading half is made of.
+
+    producer: for what makes a batch. telling: for tenants' topics; gives up what isn't taken.
+    """
 
     submissions: Submissions
     again: Again
     producer: Producer
+    telling: Producer
     store: ObjectStore
     clock: Clock
     settings: Settings
@@ -76,10 +82,7 @@ class Inbound:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._lanes: dict[TopicPart, _Lane] = {}
-        self._turns = asyncio.Semaphore(_SEALS_AT_ONCE)
-        self._tenants_turns: defaultdict[str, asyncio.Semaphore] = defaultdict(
-            lambda: asyncio.Semaphore(_SEALS_OF_A_TENANT)
-        )
+        self._turns = Turns(_SEALS_AT_ONCE, _SEALS_OF_A_TENANT)
 
     @property
     def idle(self) -> bool:
@@ -120,26 +123,20 @@ class Inbound:
         for part, now in held.items():
             tenant = BATCH_IN.tenant(self._parts.settings.topic_prefix, part.topic)
             if part not in self._lanes and tenant is not None:
-                turns = (self._tenants_turns[tenant], self._turns)
-                self._lanes[part] = _Lane(self._parts, part, tenant, now, turns)
+                self._lanes[part] = _Lane(self._parts, part, tenant, now, self._turns)
 
 
 class _Lane:
     """One partition of a tenant's topic, in one time that it is this process's."""
 
     def __init__(
-        self,
-        parts: Parts,
-        part: TopicPart,
-        tenant: str,
-        held: Held,
-        turns: tuple[asyncio.Semaphore, asyncio.Semaphore],
+        self, parts: Parts, part: TopicPart, tenant: str, held: Held, turns: Turns
     ) -> None:
-        """turns: the tenant's, then everybody's, for seals, which take time."""
+        """turns: for seals, which take time."""
         self.since = held.since
         self.waiting_bytes = 0
         self._parts, self._part, self._tenant = parts, part, tenant
-        self._told = Told(parts.producer, parts.settings, parts.metrics)
+        self._told = Told(parts.telling, parts.settings, parts.metrics, tenant)
         self._inbox = _inbox(parts.settings, part, held.note)
         self._turns = turns
         self._waiting: deque[Record] = deque()
@@ -201,28 +198,27 @@ class _Lane:
 
     async def _carry_out(self, action: Action) -> None:
         if isinstance(action, Reject):
-            await self._told.rejected(self._tenant, action)
+            await self._told.rejected(action)
             return
+        batch = action.batch
         try:
             sealed = judged(action, self._tenant, self._parts.settings.completion_windows)
-            own, all_turns = self._turns
-            async with own, all_turns:
-                await self._create(sealed)
+            create = await self._create(sealed)
         except ApiError as error:
-            batch = action.batch
-            await self._told.refused(self._tenant, batch.key.encode(), batch.batch_id, error)
+            await self._told.refused(batch.key.encode(), batch.batch_id, error)
+        else:
+            await self._told.accepted(create, batch.lines)
+            reach("bridge.accepted_told")
 
-    async def _create(self, sealed: Sealed) -> None:
+    async def _create(self, sealed: Sealed) -> BatchCreate:
         batch, parts = sealed.create.batch, self._parts
-        file = await _patiently(lambda: self._store(sealed))
+        file = await self._stored(sealed)
         reach("bridge.file_stored")
         create = command(sealed, file)
         await parts.producer.send(FILE, file.file_id, file)
         reach("bridge.file_recorded")
         await parts.producer.send(BATCH_COMMAND, create.batch_id, create)
         reach("bridge.batch_created")
-        await self._told.accepted(create, batch.lines)
-        reach("bridge.accepted_told")
         log.info(
             "A batch came through Kafka.",
             action="batch_submitted",
@@ -230,6 +226,31 @@ class _Lane:
             batch_id=batch.batch_id,
             lines=batch.lines,
         )
+        return create
+
+    async def _stored(self, sealed: Sealed) -> FileRecord:
+        """Writes the file, again and again while the store, or reading the topic again, fails.
+
+        A full disk or a partition without a leader costs time, but no batch.
+        """
+        wait_s, longest_s = _RETRY_S
+        failed = False
+        while True:
+            try:
+                async with self._turns.turn(self._tenant, failing=failed):
+                    return await self._store(sealed)
+            except (ObjectStoreError, KafkaBaseError) as error:
+                log.warning(
+                    "A batch's lines can't be read or stored now; trying again.",
+                    action="store_failed",
+                    tenant=self._tenant,
+                    error=type(error).__name__,
+                    why=str(error),
+                    wait_s=wait_s,
+                )
+            failed = True
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, longest_s)
 
     async def _store(self, sealed: Sealed) -> FileRecord:
         batch, parts = sealed.create.batch, self._parts
@@ -281,20 +302,3 @@ def _inbox(settings: Settings, part: TopicPart, note: str) -> Inbox:
 
 def _size(record: Record) -> int:
     return _RECORD_BYTES + len(record.key or b"") + len(record.value or b"")
-
-
-async def _patiently(write: Callable[[], Awaitable[FileRecord]]) -> FileRecord:
-    """Writes, again and again while the store fails: a full disk costs time, but no batch."""
-    wait_s, longest_s = _STORE_RETRY_S
-    while True:
-        try:
-            return await write()
-        except ObjectStoreError as error:
-            log.warning(
-                "The object store does not take a batch's lines; trying again.",
-                action="store_failed",
-                error=type(error).__name__,
-                wait_s=wait_s,
-            )
-        await asyncio.sleep(wait_s)
-        wait_s = min(wait_s * 2, longest_s)

@@ -121,7 +121,7 @@ class RecordProducer:
         return Place(sent.partition, sent.offset)
 
     async def partitions(self, topic: Topic) -> int:
-        """How many partitions the topic has. Raises TopicMissing."""
+        """How many partitions the topic has. Raises TopicMissing, KafkaBaseError."""
         full_name = self._full_name(topic)
         known = self._started().client.cluster.partitions_for_topic(full_name)
         if known is None:
@@ -131,6 +131,8 @@ class RecordProducer:
                 raise TopicMissing(
                     f"{full_name} does not exist; run `backhaul topics apply`."
                 ) from error
+            except (KafkaError, OSError) as error:
+                raise friendly(error, self._settings) from error
         return len(known)
 
     def _full_name(self, topic: Topic) -> str:

@@ -58,6 +58,7 @@ async def bridge(settings: Settings) -> AsyncIterator[Inbound]:
             submissions=submissions,
             again=again,
             producer=producer,
+            telling=producer,
             store=open_store(settings.resolved_store_url),
             clock=SystemClock(),
             settings=settings,

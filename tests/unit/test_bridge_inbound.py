@@ -4,139 +4,50 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 
 import pytest
 
+from api.bridge import patience
 from api.bridge.inbound import Inbound, Parts
-from schemas.headers import KIND, Kind
+from schemas.headers import Kind
 from schemas.metrics import Metrics
-from schemas.records import BatchCreate
-from schemas.records import Record as Message
-from schemas.topics import BATCH_IN, Topic
 from streams.adapters.object_store_fake import FakeObjectStore
-from streams.domain.bridge.inbox import SEAL_WITHIN_MS, Record
+from streams.domain.bridge.inbox import SEAL_WITHIN_MS
 from streams.domain.clock import ManualClock
-from streams.kafka.errors import SendFailed, TopicMissing
-from streams.kafka.group_reader import Held, Mark, TopicPart
-from streams.kafka.producer import Headers, Place
+from streams.kafka.errors import KafkaBaseError, SendFailed, Stalled, TopicMissing
+from streams.kafka.group_reader import Mark
 from streams.settings import Settings
 from tests.support.bridge import SEAL, line
+from tests.support.submissions import KeepingProducer, Topics
 from tests.support.waiting import eventually
 
-_PART = TopicPart(BATCH_IN.of("acme").full_name("backhaul"), 0)
 _SEAL = json.dumps(SEAL).encode()
-
-
-@dataclass
-class _Topic:
-    """A partition, and a group of which the test decides who has it."""
-
-    records: list[Record] = field(default_factory=list)
-    position: int = 0
-    commits: list[Mark] = field(default_factory=list)
-    since: int = 1
-    #: Records that retention has removed.
-    removed: int = 0
-    at_once: int = 1000
-    paused: bool = False
-    pauses: int = 0
-
-    def add(self, key: bytes, value: bytes, op: bytes | None = None, at_ms: int = 1000) -> None:
-        offset = len(self.records)
-        self.records.append(Record(offset=offset, at_ms=at_ms, key=key, op=op, value=value))
-
-    def rebalance(self) -> None:
-        """The same process gets the partition again, from its last commit."""
-        self.since += 1
-        self.paused = False
-        self.position = self.commits[-1].offset if self.commits else 0
-
-    async def start(self) -> None: ...
-
-    async def stop(self) -> None: ...
-
-    async def poll(self, timeout_s: float) -> Mapping[TopicPart, Sequence[Record]]:
-        if self.paused:
-            return {}
-        end = min(self.position + self.at_once, len(self.records))
-        came, self.position = self.records[self.position : end], end
-        return {_PART: came} if came else {}
-
-    def held(self) -> Mapping[TopicPart, Held]:
-        return {_PART: Held(self.since, self.commits[-1].note if self.commits else "")}
-
-    def pause(self, part: TopicPart) -> None:
-        self.paused = True
-        self.pauses += 1
-
-    def resume(self, part: TopicPart) -> None:
-        self.paused = False
-
-    async def at_end(self, part: TopicPart) -> bool:
-        return self.position == len(self.records)
-
-    async def commit(self, marks: Mapping[TopicPart, Mark]) -> None:
-        self.commits += marks.values()
-
-    async def read(self, part: TopicPart, begin: int, end: int) -> AsyncGenerator[Record, None]:
-        for record in self.records[max(begin, self.removed) : end]:
-            yield record
-
-
-@dataclass
-class _Producer:
-    """Keeps what is sent. fails: what the next sends raise, one after another."""
-
-    creates: list[BatchCreate] = field(default_factory=list)
-    kinds: list[Kind] = field(default_factory=list)
-    fails: Iterator[Exception] = field(default_factory=lambda: iter(()))
-    no_results_topic: bool = False
-
-    async def send(self, topic: Topic, key: str, record: Message | None) -> Place:
-        for error in self.fails:
-            raise error
-        if isinstance(record, BatchCreate):
-            self.creates.append(record)
-        return Place(0, 0)
-
-    async def send_raw(
-        self,
-        full_name: str,
-        partition: int | None,
-        key: bytes | None,
-        value: bytes | None,
-        headers: Headers = (),
-    ) -> Place:
-        self.kinds.append(Kind(dict(headers)[KIND].decode()))
-        return Place(0, 0)
-
-    async def partitions(self, topic: Topic) -> int:
-        if self.no_results_topic:
-            raise TopicMissing(topic.name)
-        return 4
 
 
 class _World:
     def __init__(self) -> None:
-        self.topic, self.producer = _Topic(), _Producer()
+        self.topics, self.producer = Topics(), KeepingProducer()
+        self.topic = self.topics.of("acme")
         self.store, self.clock = FakeObjectStore(), ManualClock(1000)
+        self.metrics = Metrics()
         self.all: list[Inbound] = []
         self.inbound = self.started()
 
     def started(self) -> Inbound:
         """A process that knows nothing but what is committed."""
-        self.topic.rebalance()
+        for part in self.topics.parts.values():
+            part.rebalance()
         inbound = Inbound(
             Parts(
-                submissions=self.topic,
-                again=self.topic,
+                submissions=self.topics,
+                again=self.topics,
                 producer=self.producer,
+                telling=self.producer,
                 store=self.store,
                 clock=self.clock,
                 settings=Settings(),
-                metrics=Metrics(),
+                metrics=self.metrics,
             )
         )
         self.all.append(inbound)
@@ -151,7 +62,8 @@ async def work(inbound: Inbound) -> None:
 
 
 @pytest.fixture
-async def world() -> AsyncIterator[_World]:
+async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[_World]:
+    monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 0.0)
     world = _World()
     yield world
     for inbound in world.all:
@@ -193,7 +105,7 @@ async def test_a_kill_before_the_commit_makes_the_same_batch_again(world: _World
 async def test_a_store_that_fails_delays_a_batch_and_loses_none(
     world: _World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.bridge.inbound._STORE_RETRY_S", (0.0, 0.0))
+    monkeypatch.setattr("api.bridge.inbound._RETRY_S", (0.0, 0.0))
     world.topic.add(b"k", line(0))
     world.topic.add(b"k", _SEAL, b"seal")
     world.store.fail(3)
@@ -222,11 +134,82 @@ async def test_a_batch_that_nobody_seals_is_given_up_when_nothing_else_comes(
 async def test_a_tenant_without_a_results_topic_gets_its_batches_all_the_same(
     world: _World,
 ) -> None:
-    world.producer.no_results_topic = True
+    world.producer.refusing["acme"] = TopicMissing("acme")
     world.topic.add(b"k", line(0))
     world.topic.add(b"k", _SEAL, b"seal")
     await work(world.inbound)
     assert len(world.producer.creates) == 1
+    assert untold(world) == 1
+
+
+@pytest.mark.parametrize(
+    "error", [SendFailed("no leader"), KafkaBaseError("not authorized"), TopicMissing("gone")]
+)
+async def test_a_results_topic_that_takes_nothing_costs_only_its_tenant(
+    world: _World, error: KafkaBaseError
+) -> None:
+    world.producer.refusing["evil"] = error
+    evil = world.topics.of("evil")
+    for key in (b"k", b"l"):
+        evil.add(key, line(0))
+        evil.add(key, _SEAL, b"seal")
+    evil.add(b"m", b"", b"explode")
+    world.topic.add(b"k", line(0))
+    world.topic.add(b"k", _SEAL, b"seal")
+    await work(world.inbound)
+    assert sorted(c.tenant for c in world.producer.creates) == ["acme", "evil", "evil"]
+    assert world.producer.kinds == [Kind.ACCEPTED]
+    assert untold(world) == 3
+    # The first answer is tried for a while, the others once each.
+    assert world.producer.tries == {TopicMissing: 3, KafkaBaseError: 5}.get(type(error), 20) + 2
+
+
+async def test_a_results_topic_that_takes_answers_again_gets_them(world: _World) -> None:
+    world.producer.refusing["acme"] = SendFailed("no leader")
+    world.topic.add(b"k", b"", b"explode")
+    await work(world.inbound)
+    world.producer.refusing.clear()
+    world.topic.add(b"k", b"", b"explode")
+    await work(world.inbound)
+    assert world.producer.kinds == [Kind.REJECTED]
+
+
+async def test_while_a_tenant_is_told_others_get_their_turns(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 1000.0)
+    for tenant in ("evil", "bad", "ill"):
+        world.producer.refusing[tenant] = SendFailed("no leader")
+        for partition in range(4):
+            topic = world.topics.of(tenant, partition)
+            topic.add(b"k", line(0))
+            topic.add(b"k", _SEAL, b"seal")
+    world.topic.add(b"k", line(0))
+    world.topic.add(b"k", _SEAL, b"seal")
+    await world.inbound.step(0)
+    await eventually(lambda: world.producer.kinds == [Kind.ACCEPTED])
+
+
+async def test_a_topic_that_cannot_be_read_again_costs_only_its_tenant(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.bridge.inbound._RETRY_S", (0.0, 0.0))
+    evil = world.topics.of("evil")
+    evil.fails = iter([Stalled("no leader")] * 20)
+    for topic in (evil, world.topic):
+        topic.add(b"k", line(0))
+        topic.add(b"k", _SEAL, b"seal")
+    await work(world.inbound)
+    assert [c.tenant for c in world.producer.creates] == ["acme", "evil"]
+
+
+def untold(world: _World) -> float:
+    """How many answers were given up."""
+    name = "backhaul_bridge_untold_total "
+    for text in world.metrics.exposition().decode().splitlines():
+        if text.startswith(name):
+            return float(text.removeprefix(name))
+    return 0.0
 
 
 async def test_a_commits_note_that_somebody_else_wrote_is_no_offset(world: _World) -> None:
@@ -241,7 +224,7 @@ async def test_what_waits_behind_a_seal_is_bounded_and_nothing_of_it_is_lost(
     world: _World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("api.bridge.inbound._PAUSE_BYTES", 1000)
-    monkeypatch.setattr("api.bridge.inbound._STORE_RETRY_S", (0.01, 0.01))
+    monkeypatch.setattr("api.bridge.inbound._RETRY_S", (0.01, 0.01))
     for number in range(60):
         world.topic.add(b"k%d" % number, line(number))
         world.topic.add(b"k%d" % number, _SEAL, b"seal")
