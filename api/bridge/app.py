@@ -10,7 +10,8 @@ import structlog
 from api.bridge.delivery import Sender
 from api.bridge.inbound import Inbound, Parts
 from api.bridge.kafka import ReadAgain, TenantTopics
-from api.bridge.outbound import Outbound, OutboundParts
+from api.bridge.lane_out import LaneParts
+from api.bridge.outbound import Outbound
 from api.process import cancelled, until_stopped
 from schemas.metrics import Metrics
 from schemas.topics import BATCH_STATUS
@@ -68,7 +69,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         )
         stack.push_async_callback(statuses.stop)
         await statuses.start()
-        outbound = Outbound(outbound_parts(settings, statuses, store, metrics))
+        outbound = Outbound(statuses, lane_parts(settings, again, store, metrics))
         giving = asyncio.create_task(outbound.run(), name="outbound")
         stack.push_async_callback(cancelled, giving)
         ready.set()
@@ -85,16 +86,12 @@ def _giving_up(settings: Settings) -> Settings:
     return settings.model_copy(update={"kafka_idempotence": False})
 
 
-def outbound_parts(
-    settings: Settings, statuses: GroupReader, store: ObjectStore, metrics: Metrics
-) -> OutboundParts:
-    """The writing half's parts, on a real broker."""
+def lane_parts(
+    settings: Settings, again: ReadAgain, store: ObjectStore, metrics: Metrics
+) -> LaneParts:
+    """What the writing half's lanes are made of, on a real broker."""
 
-    def sender(part: TopicPart) -> AbstractAsyncContextManager[Sender]:
-        return part_sender(
-            settings, RESULTS_ROLE, part, lambda part, mark: statuses.commit({part: mark})
-        )
+    def sender(part: TopicPart, tenant: str) -> AbstractAsyncContextManager[Sender]:
+        return part_sender(settings, f"{RESULTS_ROLE}-{tenant}", part)
 
-    return OutboundParts(
-        statuses=statuses, open=sender, store=store, clock=SystemClock(), metrics=metrics
-    )
+    return LaneParts(again=again, open=sender, store=store, clock=SystemClock(), metrics=metrics)

@@ -15,12 +15,13 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
 import structlog
 
+from api.bridge.lanes import Lanes, Worker
 from api.bridge.ports import Again, Producer, Submissions
 from api.bridge.seal import Sealed, command, judged
 from api.bridge.told import Told
@@ -81,13 +82,13 @@ class Inbound:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._lanes: dict[TopicPart, _Lane] = {}
+        self._lanes = Lanes(self._started)
         self._turns = Turns(_SEALS_AT_ONCE, _SEALS_OF_A_TENANT)
 
     @property
     def idle(self) -> bool:
         """Whether everything that came is done."""
-        return all(lane.idle for lane in self._lanes.values())
+        return all(lane.idle for lane in self._lanes)
 
     async def run(self) -> None:
         """Works until it is cancelled. Raises KafkaBaseError."""
@@ -99,41 +100,33 @@ class Inbound:
 
     async def stop(self) -> None:
         """Ends the work; what was not committed is done by whoever goes on."""
-        await asyncio.gather(*(lane.stop() for lane in self._lanes.values()))
+        await self._lanes.stop()
 
     async def step(self, timeout_s: float) -> None:
         """Takes in what has come, or waits for so long. Raises KafkaBaseError."""
-        for lane in self._lanes.values():
-            lane.check()
-        if sum(lane.waiting_bytes for lane in self._lanes.values()) > _MAX_WAITING_BYTES:
+        self._lanes.check()
+        if sum(lane.waiting_bytes for lane in self._lanes) > _MAX_WAITING_BYTES:
             await asyncio.sleep(timeout_s)
             return
         came = await self._parts.submissions.poll(timeout_s)
-        await self._follow_assignment(dict(self._parts.submissions.held()))
+        await self._lanes.follow(dict(self._parts.submissions.held()))
         for part, records in came.items():
-            if part in self._lanes:
-                self._lanes[part].add(records)
+            if (lane := self._lanes.get(part)) is not None:
+                lane.add(records)
 
-    async def _follow_assignment(self, held: Mapping[TopicPart, Held]) -> None:
-        # Read anew, a partition is read from its last commit, and the lines since then come again.
-        gone = [
-            p for p, lane in self._lanes.items() if p not in held or held[p].since != lane.since
-        ]
-        await asyncio.gather(*(self._lanes.pop(part).stop() for part in gone))
-        for part, now in held.items():
-            tenant = BATCH_IN.tenant(self._parts.settings.topic_prefix, part.topic)
-            if part not in self._lanes and tenant is not None:
-                self._lanes[part] = _Lane(self._parts, part, tenant, now, self._turns)
+    def _started(self, part: TopicPart, held: Held) -> _Lane | None:
+        tenant = BATCH_IN.tenant(self._parts.settings.topic_prefix, part.topic)
+        return None if tenant is None else _Lane(self._parts, part, tenant, held, self._turns)
 
 
-class _Lane:
+class _Lane(Worker):
     """One partition of a tenant's topic, in one time that it is this process's."""
 
     def __init__(
         self, parts: Parts, part: TopicPart, tenant: str, held: Held, turns: Turns
     ) -> None:
         """turns: for seals, which take time."""
-        self.since = held.since
+        super().__init__(f"inbound-{part.partition}")
         self.waiting_bytes = 0
         self._parts, self._part, self._tenant = parts, part, tenant
         self._told = Told(parts.telling, parts.settings, parts.metrics, tenant)
@@ -143,12 +136,11 @@ class _Lane:
         self._paused = False
         self._committed: Mark | None = None
         self._news = asyncio.Event()
-        self._working = asyncio.create_task(self._work(), name=f"inbound-{part.partition}")
 
     @property
     def idle(self) -> bool:
         """Whether everything that came is done; also if it never will be."""
-        return not self._waiting or self._working.done()
+        return not self._waiting or self.ended
 
     def add(self, records: Sequence[Record]) -> None:
         """These came. Nothing more comes of a partition while too much of it waits."""
@@ -158,16 +150,6 @@ class _Lane:
             self._paused = True
             self._parts.submissions.pause(self._part)
         self._news.set()
-
-    def check(self) -> None:
-        """Raises what the lane ended with."""
-        if self._working.done():
-            self._working.result()
-
-    async def stop(self) -> None:
-        """Ends the work."""
-        self._working.cancel()
-        await asyncio.wait([self._working])
 
     async def _work(self) -> None:
         clock = asyncio.get_running_loop().time

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
@@ -69,13 +70,21 @@ class TenantTopics:
 
 
 class ReadAgain:
-    """Again: reads parts of topics without a group, each on a connection that others had before."""
+    """Again and StatusesAgain: reads parts of topics without a group, on connections kept open."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._free: list[AIOKafkaConsumer] = []
 
     async def read(self, part: TopicPart, begin: int, end: int) -> AsyncGenerator[Record, None]:
+        """As raw(), of a tenant's topic."""
+        async with aclosing(self.raw(part, begin, end)) as records:
+            async for raw in records:
+                yield _record(raw)
+
+    async def raw(
+        self, part: TopicPart, begin: int, end: int
+    ) -> AsyncGenerator[ConsumerRecord, None]:
         """The records from `begin` to before `end`, as far as they are still there.
 
         Raises BrokerUnreachable, Stalled.
@@ -95,7 +104,7 @@ class ReadAgain:
                     raise Stalled(f"{part.topic} does not give its records again.")
                 for raw in records:
                     if raw.offset < end:
-                        yield _record(raw)
+                        yield raw
         except (KafkaError, OSError) as error:
             raise friendly(error, self._settings) from error
         finally:

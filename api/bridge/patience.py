@@ -1,6 +1,6 @@
-"""How often the delivery of a batch is tried, by what goes wrong.
+"""How often something is tried that goes to a tenant's topic, by what goes wrong.
 
-no broker, or another process sends now   for ever, with pauses: nobody else gets on either
+no broker, or another process sends now   for ever, with pauses
 the tenant's topic is missing             a few times, as it may just have been made
 the broker refuses its records            some times more
 the broker doesn't take them in time      for about half an hour
@@ -30,28 +30,29 @@ Failure = KafkaBaseError | ObjectStoreError
 
 
 class Patience:
-    """What went wrong since something was last delivered.
+    """What went wrong with one tenant since something of it was last delivered.
 
-    gives_up: why the batch in turn is not to be tried again as it is; None while it is.
+    gives_up: why what is in turn is not to be tried again as it is; None while it is. failing:
+    whether nothing was delivered since the last failure.
     """
 
     def __init__(self) -> None:
         self.gives_up: Undelivered | None = None
+        self.failing = False
         self._pause_s = _FIRST_PAUSE_S
         self._tried = 0
-        #: Tenants whose topic was missing: of their next batches one try is enough.
-        self._without_topic: set[str] = set()
+        #: Whether the topic was missing: for what comes next one try is enough.
+        self._no_topic = False
 
-    def failed(self, error: Failure, tenant: str, *, store_answers: bool) -> None:
-        """A batch of the tenant's could not be delivered. store_answers: when asked for others."""
+    def failed(self, error: Failure, *, store_answers: bool = False) -> None:
+        """It could not be delivered. store_answers: when asked for others."""
+        self.failing = True
         match error:
             case BrokerUnreachable() | Fenced():
                 return
             case TopicMissing():
-                known = tenant in self._without_topic
-                self._count(Undelivered.TOPIC_MISSING, 1 if known else _TRIES_FOR_A_TOPIC)
-                if self.gives_up is not None:
-                    self._without_topic.add(tenant)
+                self._count(Undelivered.TOPIC_MISSING, 1 if self._no_topic else _TRIES_FOR_A_TOPIC)
+                self._no_topic = self.gives_up is not None
             case ObjectStoreError():
                 if store_answers:
                     self._count(Undelivered.FILE_UNREADABLE, _TRIES)
@@ -65,13 +66,13 @@ class Patience:
         pause_s, self._pause_s = self._pause_s, min(2 * self._pause_s, _LONGEST_PAUSE_S)
         return pause_s
 
-    def delivered(self, tenant: str) -> None:
-        """A batch of the tenant's got through."""
-        self._without_topic.discard(tenant)
+    def delivered(self) -> None:
+        """It got through."""
+        self.failing = self._no_topic = False
         self.given_up()
 
     def given_up(self) -> None:
-        """A batch was passed over: the next one is tried anew."""
+        """It was passed over: the next one is tried anew."""
         self.gives_up = None
         self._pause_s = _FIRST_PAUSE_S
         self._tried = 0

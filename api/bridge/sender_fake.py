@@ -9,9 +9,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from schemas.topics import Topic
-from streams.kafka.errors import Fenced, KafkaBaseError, TopicMissing
+from streams.kafka.errors import Fenced, KafkaBaseError, SendFailed, TopicMissing
 from streams.kafka.group_reader import Mark, TopicPart
 from streams.kafka.producer import Headers
+
+Place = tuple[TopicPart, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +30,19 @@ class Sent:
 class FakeSenders:
     """Senders for partitions, and what they committed.
 
-    records: what readers see, in order. marks: by partition, what was committed last. missing:
-    topics, by Topic.name, that are not there. fail(): makes the next calls fail. hold: by
-    partition, after how many commits the others wait for ever.
+    records: what readers see, in order. marks: by partition and tenant, what was committed last.
+    missing: topics, by Topic.name, that are not there; stuck: topics that take nothing. fail():
+    makes the next calls fail. hold: after how many commits the others wait for ever.
     """
 
     def __init__(self, partitions: int = 4) -> None:
         self.records: list[Sent] = []
-        self.marks: dict[TopicPart, Mark] = {}
+        self.marks: dict[Place, Mark] = {}
         self.missing: set[str] = set()
-        self.hold: dict[TopicPart, int] = {}
-        self.commits: Counter[TopicPart] = Counter()
-        self.opened: Counter[TopicPart] = Counter()
+        self.stuck: set[str] = set()
+        self.hold: dict[Place, int] = {}
+        self.commits: Counter[Place] = Counter()
+        self.opened: Counter[Place] = Counter()
         self._partitions = partitions
         self._failures: list[tuple[str, int, KafkaBaseError]] = []
 
@@ -51,11 +54,11 @@ class FakeSenders:
         self._failures = [(call, after, error)] * times
 
     @asynccontextmanager
-    async def open(self, part: TopicPart) -> AsyncIterator[FakeSender]:
+    async def open(self, part: TopicPart, tenant: str = "acme") -> AsyncIterator[FakeSender]:
         """A sender; the one before it is shut out."""
         self.called("open")
-        self.opened[part] += 1
-        yield FakeSender(self, part, self.opened[part])
+        self.opened[part, tenant] += 1
+        yield FakeSender(self, (part, tenant), self.opened[part, tenant])
 
     def called(self, call: str) -> None:
         """Raises what this call is to fail with."""
@@ -78,7 +81,7 @@ class FakeSenders:
 class FakeSender:
     """A Sender. What it has sent is seen once it commits."""
 
-    def __init__(self, senders: FakeSenders, part: TopicPart, number: int) -> None:
+    def __init__(self, senders: FakeSenders, part: Place, number: int) -> None:
         self._senders = senders
         self._part = part
         self._number = number
@@ -95,6 +98,8 @@ class FakeSender:
         self, topic: Topic, partition: int, key: bytes, value: bytes, headers: Headers
     ) -> None:
         self._senders.called("send")
+        if topic.name in self._senders.stuck:
+            raise SendFailed(f"{topic.name} has no leader.")
         self._sent.append(Sent(topic.name, partition, key, value, tuple(headers)))
 
     async def commit(self, mark: Mark) -> None:

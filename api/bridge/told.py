@@ -71,13 +71,13 @@ class Told:
             try:
                 await self._send(key, value, headers)
             except KafkaBaseError as error:
-                self._patience.failed(error, self._tenant, store_answers=True)
+                self._patience.failed(error)
                 if self._patience.gives_up is not None or self._vain:
                     self._give_up(error)
                     return
                 await asyncio.sleep(self._patience.pause())
             else:
-                self._patience.delivered(self._tenant)
+                self._patience.delivered()
                 self._vain = False
                 return
 

@@ -14,11 +14,11 @@ between them sends some again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import structlog
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import (
     InvalidProducerEpoch,
     KafkaError,
@@ -48,9 +48,6 @@ _TAKE_WITHIN_S = 45.0
 #: How long an orderly end may take.
 _END_WITHIN_S = 5.0
 
-#: Commits how far a group's partition was read, for senders without transactions.
-Commit = Callable[[TopicPart, Mark], Awaitable[None]]
-
 
 class PartSender:
     """Sends for one partition of a group. Every method may raise KafkaBaseError.
@@ -58,11 +55,10 @@ class PartSender:
     After an error nothing can be said of what was sent since the last commit: open another one.
     """
 
-    def __init__(self, settings: Settings, role: str, part: TopicPart, commit: Commit) -> None:
+    def __init__(self, settings: Settings, role: str, part: TopicPart) -> None:
         self._settings = settings
         self._group = group_name(settings, role)
         self._part = part
-        self._commit = commit
         self._exactly = settings.kafka_idempotence
         self._in_transaction = False
         self._sent: list[asyncio.Future[object]] = []
@@ -77,6 +73,8 @@ class PartSender:
             request_timeout_ms=REQUEST_TIMEOUT_MS,
             **(exactly if self._exactly else {}),
         )
+        #: Commits where there are no transactions. It reads nothing and is no member of its group.
+        self._committer: AIOKafkaConsumer | None = None
 
     async def start(self) -> None:
         """Connects, and shuts out whoever sent for the partition before."""
@@ -127,7 +125,7 @@ class PartSender:
                 await self._begun()
                 await self._end_transaction(mark)
             else:
-                await self._commit(self._part, mark)
+                await self._commit_alone(mark)
             reach("sender.committed")
         except (KafkaError, AssertionError, OSError) as error:
             raise self._failed(error) from error
@@ -139,6 +137,8 @@ class PartSender:
                 if self._in_transaction:
                     await self._producer.abort_transaction()
                 await self._producer.stop()
+                if self._committer is not None:
+                    await self._committer.stop()
         except (KafkaError, AssertionError, OSError) as error:
             log.warning(
                 "A sender could not end in order.",
@@ -173,6 +173,17 @@ class PartSender:
             await self._producer.commit_transaction()
         self._in_transaction = False
 
+    async def _commit_alone(self, mark: Mark) -> None:
+        tp = TopicPartition(self._part.topic, self._part.partition)
+        if self._committer is None:
+            committer = AIOKafkaConsumer(
+                **connection(self._settings), group_id=self._group, enable_auto_commit=False
+            )
+            self._committer = committer
+            await committer.start()
+            committer.assign([tp])
+        await self._committer.commit({tp: OffsetAndMetadata(mark.offset, mark.note)})
+
     async def _drop(self) -> None:
         """Ends a producer that waits for what will never come; aiokafka's own stop can't."""
         producer = self._producer
@@ -201,11 +212,9 @@ class PartSender:
 
 
 @asynccontextmanager
-async def part_sender(
-    settings: Settings, role: str, part: TopicPart, commit: Commit
-) -> AsyncIterator[PartSender]:
+async def part_sender(settings: Settings, role: str, part: TopicPart) -> AsyncIterator[PartSender]:
     """A started sender. Raises KafkaBaseError."""
-    sender = PartSender(settings, role, part, commit)
+    sender = PartSender(settings, role, part)
     try:
         await sender.start()
         yield sender

@@ -56,11 +56,7 @@ async def world(request: pytest.FixtureRequest) -> World:
 
 def open_sender(settings: Settings) -> AbstractAsyncContextManager[Sender]:
     part = TopicPart(BATCH_STATUS.full_name(settings.topic_prefix), 0)
-
-    async def commit(part: TopicPart, mark: Mark) -> None:
-        raise AssertionError("only without transactions")
-
-    return part_sender(settings, "test", part, commit)
+    return part_sender(settings, "test", part)
 
 
 async def committed(settings: Settings) -> list[bytes]:

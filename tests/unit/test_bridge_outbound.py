@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from aiokafka import ConsumerRecord
 
+from api.bridge import delivery, lane_out
 from api.bridge import outbound as module
 from api.bridge import patience as patience_module
-from api.bridge.outbound import Outbound, OutboundParts
+from api.bridge.lane_out import LaneParts
+from api.bridge.outbound import Outbound
 from api.bridge.patience import Patience
 from api.bridge.sender_fake import FakeSenders
 from schemas.codec import encode
@@ -39,6 +41,7 @@ from tests.support.results import ENDED_MS, ended_batch, result_line
 from tests.support.waiting import eventually
 
 _PART = TopicPart("backhaul.batch.status.v1", 0)
+_OWN = (_PART, "acme")
 #: Records of a partition that come with one poll.
 _POLLED = 10
 
@@ -46,25 +49,43 @@ _POLLED = 10
 class _Statuses:
     """Partitions of batch.status; what is given to a process comes from its mark on."""
 
-    def __init__(self, senders: FakeSenders) -> None:
-        self._senders = senders
+    def __init__(self) -> None:
         self.log: dict[TopicPart, list[bytes]] = defaultdict(list)
+        self.commits: dict[TopicPart, Mark] = {}
+        #: Offsets that compaction has removed.
+        self.compacted: set[int] = set()
         self._held: dict[TopicPart, Held] = {}
         self.at: dict[TopicPart, int] = {}
+        self.again = 0
 
     def give(self, *parts: TopicPart) -> None:
-        """A rebalance: these partitions, and only these, are read from their marks on."""
+        """A rebalance: these partitions, and only these, are read from their commits on."""
         since = max((h.since for h in self._held.values()), default=0) + 1
-        marks = {part: self._senders.marks.get(part, Mark(0)) for part in parts}
+        marks = {part: self.commits.get(part, Mark(0)) for part in parts}
         self._held = {part: Held(since, mark.note) for part, mark in marks.items()}
         self.at = {part: mark.offset for part, mark in marks.items()}
+
+    async def commit(self, marks: Mapping[TopicPart, Mark]) -> None:
+        self.commits.update(marks)
+
+    async def raw(
+        self, part: TopicPart, begin: int, end: int
+    ) -> AsyncGenerator[ConsumerRecord, None]:
+        self.again += 1
+        for offset in range(begin, end):
+            if offset not in self.compacted:
+                yield _raw(part, offset, self.log[part][offset])
 
     async def poll(self, timeout_s: float) -> Mapping[TopicPart, Sequence[ConsumerRecord]]:
         await asyncio.sleep(0.001)
         found = {}
         for part, at in list(self.at.items()):
             if new := self.log[part][at : at + _POLLED]:
-                found[part] = [_raw(part, at + n, value) for n, value in enumerate(new)]
+                found[part] = [
+                    _raw(part, at + n, value)
+                    for n, value in enumerate(new)
+                    if at + n not in self.compacted
+                ]
                 self.at[part] += len(new)
         return found
 
@@ -93,7 +114,7 @@ class _World:
 
     def __init__(self) -> None:
         self.senders = FakeSenders()
-        self.statuses = _Statuses(self.senders)
+        self.statuses = _Statuses()
         self.store = FakeObjectStore()
         self.clock = ManualClock(ENDED_MS)
         self.metrics = Metrics()
@@ -103,9 +124,12 @@ class _World:
         """Snapshots come."""
         self.statuses.log[part] += [encode(batch) for batch in batches]
 
-    def parts(self) -> OutboundParts:
-        return OutboundParts(
-            statuses=self.statuses,
+    def outbound(self) -> Outbound:
+        return Outbound(self.statuses, self.parts())
+
+    def parts(self) -> LaneParts:
+        return LaneParts(
+            again=self.statuses,
             open=self.senders.open,
             store=self.store,
             clock=self.clock,
@@ -114,7 +138,7 @@ class _World:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Outbound]:
-        outbound = Outbound(self.parts())
+        outbound = self.outbound()
         task = asyncio.create_task(outbound.run())
         try:
             yield outbound
@@ -125,7 +149,7 @@ class _World:
 
     def behind(self) -> bool:
         """Whether something was told that is not committed yet."""
-        mark = self.senders.marks.get(_PART, Mark(0))
+        mark = self.statuses.commits.get(_PART, Mark(0))
         return mark.offset < len(self.statuses.log[_PART])
 
     def told(self, batch_id: str = "batch_a") -> list[tuple[str, int | None]]:
@@ -234,7 +258,7 @@ async def test_a_batch_told_twice_is_delivered_once_also_by_who_takes_over(world
     batch = await ended_batch(world.store, "batch_a", 2)
     world.tell(batch, batch)
     async with world.running():
-        await eventually(lambda: world.senders.marks.get(_PART, Mark(0)).offset == 2)
+        await eventually(lambda: not world.behind())
     world.statuses.give(_PART)
     world.tell(batch, await ended_batch(world.store, "batch_b", 1))
     async with world.running():
@@ -257,7 +281,7 @@ async def test_a_failure_at_any_time_neither_loses_nor_repeats_a_line(
         ("end", None),
     ]
     assert world.end()["results"] == {"sent": 7, "missing": 0, "reason": None}
-    assert world.senders.opened[_PART] == 2
+    assert world.senders.opened[_OWN] == 2
 
 
 @pytest.mark.parametrize(
@@ -270,31 +294,33 @@ async def test_a_long_batch_is_committed_in_pieces(
     world.tell(await ended_batch(world.store, "batch_a", 95))
     async with world.running():
         await eventually(world.end)
-    assert world.senders.commits[_PART] == 10
+    assert world.senders.commits[_OWN] == 10
 
 
 async def test_a_rebalance_in_mid_batch_goes_on_where_it_was_committed(
     world: _World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("api.bridge.delivery._PIECE_LINES", 10)
-    world.senders.hold[_PART] = 4
+    world.senders.hold[_OWN] = 4
     world.tell(await ended_batch(world.store, "batch_a", 100))
     async with world.running() as outbound:
-        await eventually(lambda: world.senders.commits[_PART] == 4)
+        await eventually(lambda: world.senders.commits[_OWN] == 4)
         world.statuses.give()
-        await eventually(lambda: not outbound._lanes)
+        await eventually(lambda: not list(outbound._lanes))
         world.senders.hold.clear()
         world.statuses.give(_PART)
         await eventually(world.end)
     assert world.told() == [*(("output", n) for n in range(100)), ("end", None)]
-    assert world.senders.opened[_PART] == 2
+    assert world.senders.opened[_OWN] == 2
 
 
 async def test_a_partition_that_is_given_anew_is_taken_over_anew(world: _World) -> None:
+    world.senders.hold[_OWN] = 0
+    world.tell(await ended_batch(world.store, "batch_a", 1))
     async with world.running():
-        await eventually(lambda: world.senders.opened[_PART] == 1)
+        await eventually(lambda: world.senders.opened[_OWN] == 1)
         world.statuses.give(_PART)
-        await eventually(lambda: world.senders.opened[_PART] == 2)
+        await eventually(lambda: world.senders.opened[_OWN] == 2)
 
 
 async def test_what_another_process_committed_just_before_it_was_shut_out_counts(
@@ -303,23 +329,108 @@ async def test_what_another_process_committed_just_before_it_was_shut_out_counts
     world.tell(await ended_batch(world.store, "batch_a", 1))
     world.tell(await ended_batch(world.store, "batch_b", 1))
     # The group's reader was told to begin at 0, and by the time a sender is opened it is 1.
-    world.senders.marks[_PART] = Mark(1)
+    world.senders.marks[_OWN] = Mark(1)
     async with world.running():
         await eventually(lambda: world.end("batch_b"))
     assert world.told("batch_a") == []
 
 
-async def test_only_so_many_ended_batches_wait_in_memory(
+async def test_of_a_flood_only_so_much_waits_in_memory_and_all_of_it_is_delivered(
     world: _World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_MAX_WAITING", 15)
-    world.senders.hold[_PART] = 0
-    world.tell(*[await ended_batch(world.store, f"batch_{n}", 1) for n in range(50)])
-    outbound = Outbound(world.parts())
-    for _ in range(20):
-        await outbound.step(0.001)
-    assert world.statuses.at[_PART] == 20
-    await asyncio.gather(*(lane.stop() for lane in outbound._lanes.values()))
+    flood = [await ended_batch(world.store, f"batch_{n}", 1) for n in range(50)]
+    monkeypatch.setattr(lane_out, "_MAX_WAITING_BYTES", 5 * len(encode(flood[0])))
+    world.senders.hold[_OWN] = 0
+    world.tell(*flood)
+    world.tell(await ended_batch(world.store, "batch_other", 1, tenant="other"))
+    async with world.running() as outbound:
+        # Nothing of the flood gets on, and who stands behind it does.
+        await eventually(lambda: world.end("batch_other"))
+        lanes = [lane for part in outbound._lanes for lane in part._tenants.values()]
+        assert max(len(lane._waiting) for lane in lanes) <= 5
+        world.senders.hold.clear()
+        world.statuses.give(_PART)
+        await eventually(lambda: not world.behind())
+    ends = [r for r in world.senders.records if dict(r.headers)[KIND] == b"end"]
+    own = [dict(r.headers)[BATCH_ID] for r in ends if r.topic == BATCH_OUT.of("acme").name]
+    assert own == [batch.batch_id.encode() for batch in flood]
+    assert 9 <= world.statuses.again <= 20
+
+
+async def test_a_topic_that_takes_nothing_holds_no_other_tenant_and_loses_and_repeats_nothing(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience_module, "_TRIES_OF_A_SLOW_BROKER", 10**6)
+    world.senders.stuck.add(BATCH_OUT.of("ill").name)
+    for n in range(10):
+        world.tell(await ended_batch(world.store, f"batch_i{n}", 2, tenant="ill"))
+        world.tell(await ended_batch(world.store, f"batch_{n}", 2))
+    async with world.running():
+        await eventually(lambda: world.end("batch_9"))
+    assert world.behind()
+    world.senders.stuck.clear()
+    world.statuses.give(_PART)
+    async with world.running():
+        await eventually(lambda: not world.behind())
+    for n in range(10):
+        expected = [("output", 0), ("output", 1), ("end", None)]
+        assert world.told(f"batch_{n}") == world.told(f"batch_i{n}") == expected
+
+
+async def test_what_a_topic_did_not_take_for_as_long_as_it_keeps_records_is_passed_over(
+    world: _World,
+) -> None:
+    world.senders.fail("open", BrokerUnreachable("no leader"), times=10**6)
+    world.tell(await ended_batch(world.store, "batch_a", 1))
+    async with world.running():
+        await eventually(lambda: len(world.senders._failures) < 10**6)
+        assert world.behind()
+        world.clock.advance(7 * 86_400)
+        await eventually(lambda: not world.behind())
+    assert world.incomplete("topic_refused") == 1
+
+
+async def test_a_half_delivered_batch_goes_on_also_where_only_a_later_telling_of_it_is_left(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "_PIECE_LINES", 10)
+    world.senders.hold[_OWN] = 4
+    batch = await ended_batch(world.store, "batch_a", 100)
+    world.tell(batch)
+    async with world.running():
+        await eventually(lambda: world.senders.commits[_OWN] == 4)
+    world.senders.hold.clear()
+    world.statuses.compacted.add(0)
+    world.tell(await ended_batch(world.store, "batch_b", 35), batch)
+    world.statuses.give(_PART)
+    async with world.running():
+        await eventually(world.end)
+    assert world.told() == [*(("output", n) for n in range(100)), ("end", None)]
+    assert world.told("batch_b") == [*(("output", n) for n in range(35)), ("end", None)]
+
+
+async def test_a_batch_that_ends_in_the_very_turn_of_the_commit_is_not_passed_over(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_COMMIT_S", 0.0)
+    world.senders.hold[_OWN] = 0
+    world.tell(await ended_batch(world.store, "batch_http", 1, key=None))
+    outbound = world.outbound()
+    await outbound.step(0.001)
+    assert world.statuses.commits[_PART].offset == 1
+    # It comes, nothing has begun to deliver it, and the commit is due.
+    world.tell(await ended_batch(world.store, "batch_a", 1))
+    await outbound.step(0.001)
+    assert world.statuses.commits[_PART].offset == 1
+    # It is being delivered when the next one is due.
+    await eventually(lambda: world.senders.opened[_OWN] == 1)
+    await outbound.step(0.001)
+    await outbound.stop()
+    world.senders.hold.clear()
+    world.statuses.give(_PART)
+    async with world.running():
+        await eventually(world.end)
+    assert world.told() == [("output", 0), ("end", None)]
 
 
 async def test_a_line_no_record_has_room_for_is_told_with_where_it_is(world: _World) -> None:
@@ -347,7 +458,7 @@ async def test_a_missing_topic_is_given_up_and_the_next_batch_gets_its_turn(worl
     assert world.incomplete("topic_missing") == 5
     assert {dict(r.headers)[BATCH_ID] for r in world.senders.records} == {b"batch_a"}
     # Three tries of the first batch; the others are passed over at their first one.
-    assert world.senders.opened[_PART] == 3
+    assert world.senders.opened[_PART, "gone"] == 3
 
 
 async def test_a_topic_that_appears_in_time_gets_its_results(world: _World) -> None:
@@ -375,7 +486,7 @@ async def test_records_that_the_broker_refuses_are_given_up(
 def test_every_try_waits_longer_also_once_a_batch_was_given_up() -> None:
     patience = Patience()
     for _ in range(5):
-        patience.failed(KafkaBaseError("refused"), "acme", store_answers=True)
+        patience.failed(KafkaBaseError("refused"))
     assert patience.gives_up is Undelivered.TOPIC_REFUSED
     waits = [patience.pause() for _ in range(8)]
     assert waits == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
@@ -399,11 +510,10 @@ async def test_a_broker_that_is_away_is_waited_for(world: _World) -> None:
     assert world.told() == [("output", 0), ("end", None)]
 
 
-async def test_trouble_while_nothing_is_to_be_delivered_costs_no_batch(world: _World) -> None:
+async def test_trouble_with_its_sender_costs_no_batch(world: _World) -> None:
     world.senders.fail("open", KafkaBaseError("odd"), times=50)
+    world.tell(await ended_batch(world.store, "batch_a", 1))
     async with world.running():
-        await eventually(lambda: not world.senders._failures)
-        world.tell(await ended_batch(world.store, "batch_a", 1))
         await eventually(world.end)
     assert world.told() == [("output", 0), ("end", None)]
 
@@ -451,15 +561,15 @@ async def test_how_far_was_read_is_committed_where_nothing_is_to_be_delivered(
     for _ in range(3):
         world.tell(await ended_batch(world.store, "batch_http", 1, key=None))
     async with world.running():
-        await eventually(lambda: world.senders.marks.get(_PART) is not None)
-    assert world.senders.marks[_PART].offset == 3
+        await eventually(lambda: not world.behind())
+    assert world.senders.opened == {}
     assert world.senders.records == []
 
 
 async def test_partitions_do_not_wait_for_each_other(world: _World) -> None:
     other = TopicPart(_PART.topic, 1)
     world.statuses.give(_PART, other)
-    world.senders.hold[_PART] = 0
+    world.senders.hold[_OWN] = 0
     world.tell(await ended_batch(world.store, "batch_b", 1))
     world.tell(await ended_batch(world.store, "batch_a", 1), part=other)
     async with world.running():
