@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -50,9 +50,9 @@ _COMMIT_S = 1.0
 _SEALS_AT_ONCE = 4
 #: Of one tenant.
 _SEALS_OF_A_TENANT = 2
-#: What waits of one partition before it is paused, and of all before nothing more is read. Lines
-#: wait only behind a seal.
-_PAUSE_BYTES = 4 * 1024 * 1024
+#: What waits of one tenant before its partitions are paused; less where that of all tenants would
+#: be more than the second. Lines wait only behind a seal.
+_SHARE_BYTES = 4 * 1024 * 1024
 _MAX_WAITING_BYTES = 64 * 1024 * 1024
 #: A record in memory, beside its key and value.
 _RECORD_BYTES = 300
@@ -105,14 +105,23 @@ class Inbound:
     async def step(self, timeout_s: float) -> None:
         """Takes in what has come, or waits for so long. Raises KafkaBaseError."""
         self._lanes.check()
-        if sum(lane.waiting_bytes for lane in self._lanes) > _MAX_WAITING_BYTES:
-            await asyncio.sleep(timeout_s)
-            return
         came = await self._parts.submissions.poll(timeout_s)
         await self._lanes.follow(dict(self._parts.submissions.held()))
         for part, records in came.items():
             if (lane := self._lanes.get(part)) is not None:
                 lane.add(records)
+        self._pause_floods()
+
+    def _pause_floods(self) -> None:
+        """Nothing more comes of a tenant of which too much waits; everybody else is read on."""
+        waiting: Counter[str] = Counter()
+        for lane in self._lanes:
+            if lane.waiting_bytes:
+                waiting[lane.tenant] += lane.waiting_bytes
+        share = min(_SHARE_BYTES, _MAX_WAITING_BYTES // max(1, len(waiting)))
+        for lane in self._lanes:
+            if lane.waiting_bytes and waiting[lane.tenant] > share:
+                lane.pause()
 
     def _started(self, part: TopicPart, held: Held) -> _Lane | None:
         tenant = BATCH_IN.tenant(self._parts.settings.topic_prefix, part.topic)
@@ -128,7 +137,8 @@ class _Lane(Worker):
         """turns: for seals, which take time."""
         super().__init__(f"inbound-{part.partition}")
         self.waiting_bytes = 0
-        self._parts, self._part, self._tenant = parts, part, tenant
+        self.tenant = tenant
+        self._parts, self._part = parts, part
         self._told = Told(parts.telling, parts.settings, parts.metrics, tenant)
         self._inbox = _inbox(parts.settings, part, held.note)
         self._turns = turns
@@ -143,13 +153,16 @@ class _Lane(Worker):
         return not self._waiting or self.ended
 
     def add(self, records: Sequence[Record]) -> None:
-        """These came. Nothing more comes of a partition while too much of it waits."""
+        """These came."""
         self._waiting.extend(records)
         self.waiting_bytes += sum(map(_size, records))
-        if self.waiting_bytes > _PAUSE_BYTES and not self._paused:
+        self._news.set()
+
+    def pause(self) -> None:
+        """Nothing more of the partition comes until what waits is done."""
+        if not self._paused:
             self._paused = True
             self._parts.submissions.pause(self._part)
-        self._news.set()
 
     async def _work(self) -> None:
         clock = asyncio.get_running_loop().time
@@ -184,7 +197,7 @@ class _Lane(Worker):
             return
         batch = action.batch
         try:
-            sealed = judged(action, self._tenant, self._parts.settings.completion_windows)
+            sealed = judged(action, self.tenant, self._parts.settings.completion_windows)
             create = await self._create(sealed)
         except ApiError as error:
             await self._told.refused(batch.key.encode(), batch.batch_id, error)
@@ -219,13 +232,13 @@ class _Lane(Worker):
         failed = False
         while True:
             try:
-                async with self._turns.turn(self._tenant, failing=failed):
+                async with self._turns.turn(self.tenant, failing=failed):
                     return await self._store(sealed)
             except (ObjectStoreError, KafkaBaseError) as error:
                 log.warning(
                     "A batch's lines can't be read or stored now; trying again.",
                     action="store_failed",
-                    tenant=self._tenant,
+                    tenant=self.tenant,
                     error=type(error).__name__,
                     why=str(error),
                     wait_s=wait_s,

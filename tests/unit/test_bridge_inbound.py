@@ -223,7 +223,7 @@ async def test_a_commits_note_that_somebody_else_wrote_is_no_offset(world: _Worl
 async def test_what_waits_behind_a_seal_is_bounded_and_nothing_of_it_is_lost(
     world: _World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.bridge.inbound._PAUSE_BYTES", 1000)
+    monkeypatch.setattr("api.bridge.inbound._SHARE_BYTES", 1000)
     monkeypatch.setattr("api.bridge.inbound._RETRY_S", (0.01, 0.01))
     for number in range(60):
         world.topic.add(b"k%d" % number, line(number))
@@ -238,6 +238,43 @@ async def test_what_waits_behind_a_seal_is_bounded_and_nothing_of_it_is_lost(
     await eventually(all_made)
     assert world.topic.pauses > 1
     assert [c.kafka_key for c in world.producer.creates] == [f"k{n}" for n in range(60)]
+
+
+async def test_tenants_that_flood_have_only_their_shares_and_others_are_read_all_the_time(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.bridge.inbound._MAX_WAITING_BYTES", 40_000)
+    monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 1000.0)
+    for number in range(10):
+        world.producer.refusing[f"evil-{number}"] = SendFailed("no leader")
+        for partition in range(4):
+            flood = world.topics.of(f"evil-{number}", partition)
+            flood.at_once = 2
+            for _ in range(100):
+                flood.add(b"k", b"", b"explode")
+    for number in range(30):
+        world.topic.add(b"k%d" % number, line(number))
+        world.topic.add(b"k%d" % number, _SEAL, b"seal")
+    world.topic.at_once = 1
+
+    async def all_made() -> bool:
+        await world.inbound.step(0)
+        assert sum(lane.waiting_bytes for lane in world.inbound._lanes) < 50_000
+        return len(world.producer.creates) == 30
+
+    await eventually(all_made)
+    # Once they are answered, the floods go on.
+    world.producer.refusing.clear()
+    for inbound in (world.inbound, world.started()):
+        await inbound.stop()
+    monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 0.0)
+    again = world.started()
+
+    async def all_told() -> bool:
+        await again.step(0)
+        return world.producer.kinds.count(Kind.REJECTED) >= 4000
+
+    await eventually(all_told)
 
 
 async def test_what_was_read_is_committed_though_something_comes_all_the_time(
