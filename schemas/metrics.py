@@ -282,7 +282,8 @@ REALTIME_TTFT = Metric(
 REALTIME_TOKENS = Metric(
     "backhaul_realtime_tokens_total",
     MetricKind.COUNTER,
-    "Tokens that upstreams reported for real-time calls: input, cached, output, reasoning.",
+    "Tokens of real-time calls, as upstreams told them or estimated: input, cached, output, "
+    "reasoning.",
     ("pool", "kind"),
 )
 REALTIME_NOT_RUN = Metric(
@@ -376,7 +377,8 @@ PRICE_BOOK_BAD = Metric(
 USAGE_LINES = Metric(
     "backhaul_usage_lines_total",
     MetricKind.COUNTER,
-    "Lines that the meter counted, each once; flag: ok, missing or absurd (capped, not billed).",
+    "Lines that the meter counted, each once; flag: ok, missing, absurd (capped, not billed), or "
+    "estimated: a stream whose upstream did not tell its usage, or told it where it was not found.",
     ("flag",),
 )
 METER_CALLS = Metric(

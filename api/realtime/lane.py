@@ -98,7 +98,7 @@ class Lane:
         self._beside.start(self._read(self._log.replies, self._replied))
         self._beside.start(self._read(self._log.loads, self._loaded))
         self._beside.start(self._watch())
-        self._cancel("")
+        self._cancel("", left=False)
 
     async def stop(self) -> None:
         """Sends the last cancels and stops reading."""
@@ -160,7 +160,7 @@ class Lane:
         whole = pending.result in (Result.ANSWERED, Result.REFUSED, Result.FAILED)
         pending.fail(Result.GONE, no_worker())
         if not whole:
-            self._cancel(request_id)
+            self._cancel(request_id, left=pending.result in (Result.GONE, Result.SLOW))
         result = pending.result or Result.GONE
         self._metrics.counter(REALTIME_ANSWERS).labels(result.value).inc()
         self._metrics.gauge(REALTIME_PENDING).set(len(self._pending))
@@ -169,11 +169,16 @@ class Lane:
         if pending.worker is None:
             pending.fail(Result.NO_WORKER, no_worker())
 
-    def _cancel(self, request_id: str) -> None:
-        self._cancels.start(self._send_cancel(request_id, self._clock.now_ms()))
+    def _cancel(self, request_id: str, *, left: bool) -> None:
+        record = RealtimeCancel(
+            request_id=request_id,
+            gateway=self._name,
+            at_ms=self._clock.now_ms(),
+            client_left=left,
+        )
+        self._cancels.start(self._send_cancel(record))
 
-    async def _send_cancel(self, request_id: str, at_ms: int) -> None:
-        record = RealtimeCancel(request_id=request_id, gateway=self._name, at_ms=at_ms)
+    async def _send_cancel(self, record: RealtimeCancel) -> None:
         try:
             await self._producer.send(REALTIME_CANCEL, self._name, record)
         except KafkaBaseError as error:

@@ -64,3 +64,4 @@ class RealtimeCancel(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     gateway: str
     at_ms: int
+    client_left: bool = False

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from schemas.records import RealtimeReply, RealtimeRequest, ReplyKind
 from streams.domain.failures import FailureReason
+from streams.domain.outcome.streamed import Used
+from streams.realtime_worker.events import Events
 from streams.realtime_worker.replies import MAX_PART_BYTES, Destination, Replies
 
 
@@ -19,6 +21,17 @@ class Call:
         self._replies = replies
         self._to = Destination(request.gateway, request.reply_partition)
         self._sequence = 0
+        #: What came of a streamed answer.
+        self.events: Events | None = None
+        #: Whether its client is gone, and no error was told.
+        self.client_left = False
+
+    @property
+    def used(self) -> Used | None:
+        """What a stream used till now; None before there is one."""
+        if self.events is None:
+            return None
+        return self.events.used(self.request.body, self.request.endpoint)
 
     def accept(self) -> None:
         """Tells the gateway that this worker has it; for that, 25 ms more are soon enough."""

@@ -1,6 +1,7 @@
 """Cuts a stream of bytes into whole events (SSE), and finds the usage that one of them tells.
 
-Only whole events are passed on, so that whatever breaks off, nobody is left with half of one.
+Only whole events are passed on, so that whatever breaks off, nobody is left with half of one. An
+event that is too long to be held is passed on in pieces, and its usage is read all the same.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ from contextlib import suppress
 
 import msgspec
 
+from schemas.records import Usage
+from streams.domain.outcome.estimated import ESTIMATED, EVENT_END, Heard, data_of
+from streams.domain.outcome.long_event import LongEvent
 from streams.domain.outcome.streamed import Used
-from streams.domain.outcome.usage import read_answer
+from streams.domain.outcome.usage import MISSING, read_answer
 
 #: An event that is longer than this is passed on in pieces.
 MAX_EVENT_BYTES = 1024 * 1024
 #: What an event may end with.
 _ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
-_EVENT_END = re.compile(rb"\r?\n\r?\n|\r\r")
-_LINE_END = re.compile(rb"\r?\n|\r")
+_NONE = Usage()
 
 
 class _Wrapped(msgspec.Struct):
@@ -34,33 +37,64 @@ class Events:
     def __init__(self) -> None:
         self._rest = b""
         self._told = b""
+        self._heard = Heard()
+        #: The event of which a piece was passed on already.
+        self._long: LongEvent | None = None
 
     def feed(self, chunk: bytes) -> bytes:
         """The events that are whole now, as they came; empty if none is."""
         data = self._rest + chunk
         cut = max(data.rfind(end) + len(end) if end in data else 0 for end in _ENDS)
+        whole = cut
         if len(data) - cut > MAX_EVENT_BYTES:
-            cut = len(data)
-        self._rest, whole = data[cut:], data[:cut]
-        if _USAGE.search(whole):
-            self._told = whole
-        return whole
+            # These may be the first half of its end.
+            cut = len(data.rstrip(b"\r\n"))
+        self._rest = data[cut:]
+        if cut:
+            self._read(data[:whole], data[whole:cut])
+        return data[:cut]
 
     def rest(self) -> bytes:
         """What came after the last whole event; nothing, from a server that ends well."""
         return self._rest
 
-    def used(self, endpoint: str) -> Used:
-        """The tokens that the stream's last word on them tells; none where it told none."""
-        for event in reversed(_EVENT_END.split(self._told)):
+    def used(self, body: bytes, endpoint: str) -> Used:
+        """The tokens that the stream's last word on them tells, of all that was fed.
+
+        Where it told none, an estimate, flagged as such; body: what was asked.
+        """
+        told = self._said(endpoint)
+        if told.flag != MISSING or told.usage != _NONE:
+            return told
+        estimate = self._heard.estimate(body, endpoint)
+        return told if estimate is None else Used(estimate, ESTIMATED)
+
+    def _read(self, whole: bytes, piece: bytes) -> None:
+        """whole: what ends with an event. piece: of one that goes on."""
+        if self._long is not None and whole:
+            end = _first_end(whole)
+            self._long.feed(whole[:end])
+            usage, self._long = self._long.end(), None
+            if usage is not None:
+                self._told = b'data: {"usage":' + usage + b"}"
+            whole = whole[end:]
+        if _USAGE.search(whole):
+            self._told = whole
+        self._heard.feed(whole)
+        if piece:
+            self._long = self._long or LongEvent()
+            self._long.feed(piece)
+
+    def _said(self, endpoint: str) -> Used:
+        for event in reversed(EVENT_END.split(self._told)):
             if _USAGE.search(event):
-                return _used(_data(event), endpoint)
+                return _used(data_of(event), endpoint)
         return Used()
 
 
-def _data(event: bytes) -> bytes:
-    lines = (line for line in _LINE_END.split(event) if line.startswith(b"data:"))
-    return b"\n".join(line[5:].strip() for line in lines)
+def _first_end(events: bytes) -> int:
+    found = EVENT_END.search(events)
+    return len(events) if found is None else found.end()
 
 
 def _used(data: bytes, endpoint: str) -> Used:

@@ -111,9 +111,10 @@ class Caller:
 
     async def _events(
         self, call: Call, stream: Stream, pool: Pool, ask: _Ask, began: tuple[float, int]
-    ) -> Used:
+    ) -> Used | None:
         """began: when, on the monotonic clock and in Unix milliseconds, it was sent."""
         events, (began_s, sent_ms) = Events(), began
+        call.events = events
         last_s: float | None = None
         async for chunk in stream.chunks():
             whole = events.feed(chunk)
@@ -130,7 +131,7 @@ class Caller:
             last_s = now_s
         await call.data(events.rest(), urgent=False)
         call.end(urgent=False)
-        return events.used(call.request.endpoint)
+        return call.used
 
     def _head(self, call: Call, stream: Stream) -> None:
         asked_s = asked_pause_s(stream.retry_after_ms, stream.retry_after, self._clock.now_ms())

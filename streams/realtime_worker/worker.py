@@ -55,7 +55,7 @@ class Worker:
     ) -> None:
         """callers: by upstream. changed: called when what the load says is different.
 
-        answered: told what each good answer used.
+        answered: told what each good answer used, and what a client was given that left.
         """
         self._name = name
         self._process = process
@@ -111,6 +111,7 @@ class Worker:
                 if call.request.gateway == cancel.gateway and call.request.at_ms < cancel.at_ms
             ]
         for call in calls:
+            call.client_left = cancel.client_left
             self.pools[call.request.pool].cancel(call)
             self._forget(call)
 
@@ -158,16 +159,24 @@ class Worker:
             try:
                 reason, used = await caller.run(call, self.pools[name])
                 result = "completed" if reason is None else reason.metric_label
-                if used is not None:
-                    self._answered(call.request, used)
-                    self._count(name, used.usage)
+                self._bill(name, call, used)
                 self._forget(call)
+            except asyncio.CancelledError:
+                # What it was given is worth its price, as it is where nobody leaves.
+                if call.client_left:
+                    self._bill(name, call, call.used)
+                raise
             finally:
                 gauge.dec()
                 self._metrics.counter(REALTIME_CALLS).labels(name, result).inc()
                 self._changed()
 
         return run
+
+    def _bill(self, pool: str, call: Call, used: Used | None) -> None:
+        if used is not None:
+            self._answered(call.request, used)
+            self._count(pool, used.usage)
 
     def _count(self, pool: str, usage: Usage) -> None:
         tokens = self._metrics.counter(REALTIME_TOKENS)

@@ -324,6 +324,7 @@ async def test_a_request_that_takes_too_long_gets_an_error_and_its_call_is_cut()
         assert (error.status_code, error.code) == (504, "request_timeout")
         assert error.response.headers["x-should-retry"] == "false"
         await eventually(lambda: worker.upstream.running == 0)
+        assert await _left(gateway) is False
 
 
 async def test_a_client_that_goes_away_ends_its_call(gateway: GatewayUnderTest) -> None:
@@ -344,6 +345,15 @@ async def test_a_client_that_goes_away_in_the_middle_of_a_stream_ends_its_call(
         await anext(aiter(stream))
         await stream.close()
         await eventually(lambda: worker.upstream.running == 0)
+        assert await _left(gateway) is True
+
+
+async def _left(gateway: GatewayUnderTest) -> bool:
+    """Whether the one request that was cancelled was given up by its client."""
+    await eventually(lambda: any(_cancelled(gateway)))
+    cancels = [read.record for read in gateway.log.of(REALTIME_CANCEL)]
+    (found,) = [c for c in cancels if isinstance(c, RealtimeCancel) and c.request_id]
+    return found.client_left
 
 
 def _cancelled(gateway: GatewayUnderTest) -> list[str]:
@@ -367,7 +377,7 @@ async def test_a_client_that_reads_too_slowly_is_cut_off() -> None:
         )
         try:
             # The call itself may be over before anybody has looked at it.
-            await eventually(lambda: any(_cancelled(gateway)))
+            assert await _left(gateway) is True
             await eventually(lambda: worker.upstream.running == 0)
         finally:
             writer.transport.abort()
@@ -421,7 +431,7 @@ async def test_a_gateway_that_starts_has_dropped_what_it_had_asked(
     await eventually(lambda: gateway.log.of(REALTIME_CANCEL) != [])
     first = gateway.log.of(REALTIME_CANCEL)[0].record
     assert isinstance(first, RealtimeCancel)
-    assert (first.request_id, first.gateway) == ("", "gateway-0")
+    assert (first.request_id, first.gateway, first.client_left) == ("", "gateway-0", False)
 
 
 async def test_a_log_that_is_gone_is_an_error_and_not_a_hang(gateway: GatewayUnderTest) -> None:

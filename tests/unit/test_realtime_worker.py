@@ -23,6 +23,7 @@ from schemas.records import (
 )
 from streams.adapters.inference_fake import Events, FakeInferenceClient, Hang, Reply, Script
 from streams.domain.clock import ManualClock
+from streams.domain.outcome.estimated import ESTIMATED
 from streams.domain.outcome.streamed import Used
 from streams.kafka.errors import SendFailed
 from streams.realtime_worker.load import LoadReporter
@@ -331,6 +332,66 @@ async def test_a_stream_is_asked_for_its_usage_which_only_who_asked_gets() -> No
     assert whole[quiet.request_id] == chunk("hi") + DONE
     assert whole[curious.request_id] == chunk("hi") + _TOLD + DONE
     assert [told for _, told in made.used] == [Used(Usage(input_tokens=3, output_tokens=2), "")] * 2
+
+
+async def _leaves(made: Desk, asked: RealtimeRequest, parts: int, *, client_left: bool) -> None:
+    """The request runs until it was given so many events, and is then cut."""
+
+    def given() -> int:
+        kinds = [part.kind for part in made.parts(asked.request_id)]
+        return kinds.count(ReplyKind.DATA)
+
+    made.worker.take(asked)
+    await eventually(lambda: given() >= parts)
+    cancel = _cancel(asked.request_id)
+    made.worker.cancel(msgspec.structs.replace(cancel, client_left=client_left))
+    await eventually(lambda: made.upstream.running == 0)
+
+
+def _endless(*first: bytes) -> Script:
+    return always(Events((*first, *[chunk("word")] * 1000), pause_s=0.005))
+
+
+async def test_a_client_that_leaves_pays_by_estimate_what_it_was_given() -> None:
+    async with desk(_endless()) as made:
+        body = b'{"model":"m1","stream":true,"messages":[{"role":"user","content":"12345678"}]}'
+        await _leaves(made, request(stream=True, body=body), 3, client_left=True)
+    ((_, told),) = made.used
+    assert told.flag == ESTIMATED
+    assert told.usage.input_tokens == 2
+    assert 3 <= told.usage.output_tokens < 1000
+
+
+async def test_a_client_that_leaves_pays_what_the_upstream_told_till_then() -> None:
+    async with desk(_endless(_TOLD)) as made:
+        await _leaves(made, request(stream=True), 2, client_left=True)
+    assert [told for _, told in made.used] == [Used(Usage(input_tokens=3, output_tokens=2), "")]
+
+
+async def test_who_was_told_an_error_pays_nothing() -> None:
+    async with desk(_endless()) as made:
+        await _leaves(made, request(stream=True), 2, client_left=False)
+        made.worker.take(request(stream=True))
+        await eventually(lambda: made.upstream.running == 1)
+        await made.worker.stop(0.0)
+    assert made.used == []
+
+
+async def test_a_client_that_leaves_before_anything_came_pays_nothing() -> None:
+    async with desk(always(Hang())) as made:
+        for stream in (True, False):
+            await _leaves(made, request(stream=stream), 0, client_left=True)
+    assert made.used == []
+
+
+async def test_a_stream_whose_upstream_never_tells_its_usage_is_estimated() -> None:
+    async with desk(always(events("a", "b", "c"))) as made:
+        asked = request(stream=True)
+        made.worker.take(asked)
+        await made.ended(asked.request_id)
+    assert [told for _, told in made.used] == [
+        Used(Usage(input_tokens=1, output_tokens=3), ESTIMATED)
+    ]
 
 
 async def test_an_error_answer_uses_nothing() -> None:

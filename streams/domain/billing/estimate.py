@@ -98,6 +98,7 @@ class _Message(msgspec.Struct, gc=False):
 
 
 _line = msgspec.json.Decoder(_Line)
+_request = msgspec.json.Decoder(_Body)
 _text = msgspec.json.Decoder(str)
 _texts = msgspec.json.Decoder(list[str])
 _messages = msgspec.json.Decoder(list[_Message])
@@ -178,7 +179,7 @@ class Estimator:
             tally = self._tally(Asked(body.model, use.slug, use.version))
             tally.input_characters += characters
         else:
-            characters, prompts = self._read(body)
+            characters, prompts = _read(body, self._endpoint)
             tally = self._tally(Asked(body.model))
             tally.input_tokens += max(1, characters // CHARACTERS_PER_TOKEN)
         tally.lines += 1
@@ -201,17 +202,6 @@ class Estimator:
             tally = self.tallies[asked] = Tally()
         return tally
 
-    def _read(self, body: _Body) -> tuple[int, int]:
-        """The characters of a line's prompt, and how many prompts these are."""
-        needed: Raw = getattr(body, self._needed)
-        extra = _size(body.tools)
-        if self._needed == "messages":
-            return extra + message_characters(needed), 1
-        if self._endpoint == "/v1/responses":
-            given = _size(needed) if bytes(needed)[:1] == b'"' else message_characters(needed)
-            return extra + given + _size(body.instructions), 1
-        return _list_characters(needed)
-
     def _add_output(self, tally: Tally, body: _Body, prompts: int) -> None:
         choices = prompts * min(_number(body.n) or 1, _MAX_CHOICES)
         limit = next((found for name in _LIMITS if (found := _number(getattr(body, name)))), None)
@@ -220,6 +210,15 @@ class Estimator:
             tally.unlimited_lines += 1
         else:
             tally.limited_tokens += min(choices * limit, MAX_TOKENS)
+
+
+def prompt_tokens(body: bytes, endpoint: str) -> int:
+    """Input tokens of one request at an endpoint of ENDPOINTS: at least one, if of an odd form."""
+    try:
+        characters, _ = _read(_request.decode(body), endpoint)
+    except _ODD:
+        return 1
+    return max(1, characters // CHARACTERS_PER_TOKEN)
 
 
 def message_characters(raw: bytes | Raw) -> int:
@@ -232,6 +231,19 @@ def message_characters(raw: bytes | Raw) -> int:
     except _ODD:
         return len(data)
     return sum(_content_characters(message.content) for message in messages)
+
+
+def _read(body: _Body, endpoint: str) -> tuple[int, int]:
+    """The characters of a request's prompt, and how many prompts these are."""
+    needed = ENDPOINTS[endpoint].needed
+    given: Raw = getattr(body, needed)
+    extra = _size(body.tools)
+    if needed == "messages":
+        return extra + message_characters(given), 1
+    if endpoint == "/v1/responses":
+        text = _size(given) if bytes(given)[:1] == b'"' else message_characters(given)
+        return extra + text + _size(body.instructions), 1
+    return _list_characters(given)
 
 
 def limit_and_model(model_config: bytes) -> tuple[int | None, str | None]:
