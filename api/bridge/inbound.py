@@ -7,7 +7,8 @@
 After a seal was carried out, and once a second, it is committed how far a reader need not go back
 (`Inbox.floor`), with how far this one had come (`Inbox.done`) as the commit's note. Whoever is
 killed between a seal's steps leaves them to be done again, with the same ids and the same bytes:
-the batch is made once; only the tenant may be told twice.
+the batch is made once; only the tenant may be told twice. If the batch was created already, nothing
+but that is done again: its file may have been deleted since.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 import structlog
 
 from api.bridge.lanes import Lanes, Worker
-from api.bridge.ports import Again, Producer, Submissions
+from api.bridge.ports import Again, Commands, Producer, Submissions
 from api.bridge.seal import Sealed, command, judged
 from api.bridge.told import Told
 from api.bridge.turns import Turns
@@ -42,6 +44,8 @@ from streams.settings import Settings
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+
 _NOTE = re.compile(r"[0-9]{1,19}")
 _POLL_S = 0.5
 #: How often it is committed how far a partition was read, where no seal is carried out.
@@ -56,7 +60,7 @@ _SHARE_BYTES = 4 * 1024 * 1024
 _MAX_WAITING_BYTES = 64 * 1024 * 1024
 #: A record in memory, beside its key and value.
 _RECORD_BYTES = 300
-#: What could not be stored is tried again after the first of these, and at last after the second.
+#: What can't be read or stored is tried again after the first of these, at last after the other.
 _RETRY_S = (1.0, 30.0)
 
 
@@ -69,6 +73,7 @@ class Parts:
 
     submissions: Submissions
     again: Again
+    commands: Commands
     producer: Producer
     telling: Producer
     store: ObjectStore
@@ -145,6 +150,8 @@ class _Lane(Worker):
         self._waiting: deque[Record] = deque()
         self._paused = False
         self._committed: Mark | None = None
+        #: Whether a seal was carried out, so that what comes now is nobody's unfinished work.
+        self._sealed = False
         self._news = asyncio.Event()
 
     @property
@@ -190,6 +197,7 @@ class _Lane(Worker):
             await self._carry_out(action)
             if isinstance(action, Create):
                 await self._commit()
+                self._sealed = True
 
     async def _carry_out(self, action: Action) -> None:
         if isinstance(action, Reject):
@@ -197,17 +205,24 @@ class _Lane(Worker):
             return
         batch = action.batch
         try:
-            sealed = judged(action, self.tenant, self._parts.settings.completion_windows)
-            create = await self._create(sealed)
+            create = await self._created_before(action) or await self._create(action)
         except ApiError as error:
             await self._told.refused(batch.key.encode(), batch.batch_id, error)
         else:
             await self._told.accepted(create, batch.lines)
             reach("bridge.accepted_told")
 
-    async def _create(self, sealed: Sealed) -> BatchCreate:
-        batch, parts = sealed.create.batch, self._parts
-        file = await self._stored(sealed)
+    async def _created_before(self, seal: Create) -> BatchCreate | None:
+        """The create, if whoever had the partition before wrote it and was killed then."""
+        if self._sealed:
+            return None
+        commands, batch_id = self._parts.commands, seal.batch.batch_id
+        return await self._patiently(lambda: commands.created(batch_id, seal.at_ms))
+
+    async def _create(self, seal: Create) -> BatchCreate:
+        batch, parts = seal.batch, self._parts
+        sealed = judged(seal, self.tenant, parts.settings.completion_windows)
+        file = await self._patiently(lambda: self._store(sealed))
         reach("bridge.file_stored")
         create = command(sealed, file)
         await parts.producer.send(FILE, file.file_id, file)
@@ -223,8 +238,8 @@ class _Lane(Worker):
         )
         return create
 
-    async def _stored(self, sealed: Sealed) -> FileRecord:
-        """Writes the file, again and again while the store, or reading the topic again, fails.
+    async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Does it, in turn, again and again while the store or reading topics again fails.
 
         A full disk or a partition without a leader costs time, but no batch.
         """
@@ -233,11 +248,11 @@ class _Lane(Worker):
         while True:
             try:
                 async with self._turns.turn(self.tenant, failing=failed):
-                    return await self._store(sealed)
+                    return await work()
             except (ObjectStoreError, KafkaBaseError) as error:
                 log.warning(
-                    "A batch's lines can't be read or stored now; trying again.",
-                    action="store_failed",
+                    "A batch can't be made now; trying again.",
+                    action="submission_retry",
                     tenant=self.tenant,
                     error=type(error).__name__,
                     why=str(error),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from schemas.headers import OP
-from schemas.topics import BATCH_IN
+from schemas.metrics import Metrics
+from schemas.partitions import partition_for
+from schemas.records import BatchCreate
+from schemas.topics import BATCH_COMMAND, BATCH_IN
 from streams.domain.bridge.inbox import Record
-from streams.kafka.connection import REQUEST_TIMEOUT_MS, connection, friendly
+from streams.kafka.connection import REQUEST_TIMEOUT_MS, connection, friendly, partition_counts
 from streams.kafka.errors import Stalled
 from streams.kafka.group_reader import GroupReader, Held, Mark, TopicPart
+from streams.kafka.reader import read_record
 from streams.kafka.records import read_strangers
 from streams.settings import Settings
 
@@ -24,6 +28,8 @@ _LOG_APPEND_TIME = 1
 #: What is there to be read again comes at once; a broker that doesn't give it in this time is ill.
 _STALLED_S = 30.0
 _POLL_MS = 1000
+#: The broker dates what comes from tenants; who writes commands dates them, by a clock of its own.
+_CLOCKS_DIFFER_MS = 10 * 60 * 1000
 _PART_FETCH_BYTES = 4 * 1024 * 1024
 
 
@@ -90,9 +96,7 @@ class ReadAgain:
         Raises BrokerUnreachable, Stalled.
         """
         tp = TopicPartition(part.topic, part.partition)
-        consumer = self._free.pop() if self._free else None
-        try:
-            consumer = consumer or await self._started()
+        async with self._lent() as consumer:
             consumer.assign([tp])
             consumer.seek(tp, begin)
             silent_s = 0.0
@@ -105,16 +109,31 @@ class ReadAgain:
                 for raw in records:
                     if raw.offset < end:
                         yield raw
-        except (KafkaError, OSError) as error:
-            raise friendly(error, self._settings) from error
-        finally:
-            if consumer is not None:
-                self._free.append(consumer)
+
+    async def since(self, part: TopicPart, at_ms: int) -> tuple[int, int]:
+        """The first offset with this time or a later one, and the end. Raises BrokerUnreachable."""
+        tp = TopicPartition(part.topic, part.partition)
+        async with self._lent() as consumer:
+            end = (await consumer.end_offsets([tp]))[tp]
+            found = (await consumer.offsets_for_times({tp: at_ms}))[tp]
+            return (end if found is None else found.offset, end)
 
     async def stop(self) -> None:
         """Disconnects, when nothing is read any more. Idempotent."""
         while self._free:
             await self._free.pop().stop()
+
+    @asynccontextmanager
+    async def _lent(self) -> AsyncIterator[AIOKafkaConsumer]:
+        consumer = self._free.pop() if self._free else None
+        try:
+            consumer = consumer or await self._started()
+            yield consumer
+        except (KafkaError, OSError) as error:
+            raise friendly(error, self._settings) from error
+        finally:
+            if consumer is not None:
+                self._free.append(consumer)
 
     async def _started(self) -> AIOKafkaConsumer:
         consumer = AIOKafkaConsumer(
@@ -132,6 +151,28 @@ class ReadAgain:
             await consumer.stop()
             raise
         return consumer
+
+
+class WrittenCommands:
+    """Commands: reads batch.command, which keeps its records for longer than tenants' topics."""
+
+    def __init__(self, settings: Settings, again: ReadAgain, metrics: Metrics) -> None:
+        self._settings, self._again, self._metrics = settings, again, metrics
+
+    async def created(self, batch_id: str, since_ms: int) -> BatchCreate | None:
+        """The batch's create, if it is there."""
+        name = BATCH_COMMAND.full_name(self._settings.topic_prefix)
+        found = await partition_counts(self._settings, {BATCH_COMMAND.name: name})
+        part = TopicPart(name, partition_for(batch_id, len(found[BATCH_COMMAND.name])))
+        begin, end = await self._again.since(part, max(0, since_ms - _CLOCKS_DIFFER_MS))
+        async with aclosing(self._again.raw(part, begin, end)) as records:
+            async for raw in records:
+                if raw.key != batch_id.encode():
+                    continue
+                read = read_record(BATCH_COMMAND, raw, self._metrics)
+                if read is not None and isinstance(read.record, BatchCreate):
+                    return read.record
+        return None
 
 
 def _record(raw: ConsumerRecord) -> Record:

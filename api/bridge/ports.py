@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
+from schemas.records import BatchCreate
 from schemas.records import Record as Message
 from schemas.topics import Topic
 from streams.domain.bridge.inbox import Record
@@ -53,6 +54,17 @@ class Again(Protocol):
 
     def read(self, part: TopicPart, begin: int, end: int) -> AsyncGenerator[Record, None]:
         """The records from offset `begin` to before `end`, as far as they are still there.
+
+        Raises KafkaBaseError.
+        """
+        ...
+
+
+class Commands(Protocol):
+    """Looks what was commanded."""
+
+    async def created(self, batch_id: str, since_ms: int) -> BatchCreate | None:
+        """The create of this batch, if it is on the log, where it came after `since_ms`.
 
         Raises KafkaBaseError.
         """

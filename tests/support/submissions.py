@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from schemas.headers import KIND, Kind
-from schemas.records import BatchCreate
+from schemas.records import BatchCreate, FileRecord
 from schemas.records import Record as Message
 from schemas.topics import BATCH_IN, Topic
 from streams.domain.bridge.inbox import Record
@@ -97,7 +97,7 @@ class Topics:
 
 
 class KeepingProducer:
-    """Keeps what is sent.
+    """Keeps what is sent; Producer and Commands.
 
     fails: what the next sends raise, one after another. refusing: by tenant, what its results
     topic raises at every send; counted in tries.
@@ -105,6 +105,7 @@ class KeepingProducer:
 
     def __init__(self) -> None:
         self.creates: list[BatchCreate] = []
+        self.files: list[FileRecord] = []
         self.kinds: list[Kind] = []
         self.fails: Iterator[Exception] = iter(())
         self.refusing: dict[str, KafkaBaseError] = {}
@@ -115,6 +116,8 @@ class KeepingProducer:
             raise error
         if isinstance(record, BatchCreate):
             self.creates.append(record)
+        if isinstance(record, FileRecord):
+            self.files.append(record)
         return Place(0, 0)
 
     async def send_raw(
@@ -131,6 +134,9 @@ class KeepingProducer:
                 raise error
         self.kinds.append(Kind(dict(headers)[KIND].decode()))
         return Place(0, 0)
+
+    async def created(self, batch_id: str, since_ms: int) -> BatchCreate | None:
+        return next((c for c in self.creates if c.batch_id == batch_id), None)
 
     async def partitions(self, topic: Topic) -> int:
         return 4

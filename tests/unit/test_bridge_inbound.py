@@ -42,6 +42,7 @@ class _World:
             Parts(
                 submissions=self.topics,
                 again=self.topics,
+                commands=self.producer,
                 producer=self.producer,
                 telling=self.producer,
                 store=self.store,
@@ -89,17 +90,35 @@ async def test_what_came_before_a_rebalance_counts_once(world: _World) -> None:
     assert world.producer.kinds == [Kind.ACCEPTED]
 
 
-async def test_a_kill_before_the_commit_makes_the_same_batch_again(world: _World) -> None:
+async def test_a_kill_before_the_create_makes_the_same_batch_again(world: _World) -> None:
     world.topic.add(b"k", line(0))
     world.topic.add(b"k", _SEAL, b"seal")
     world.producer.fails = iter([SendFailed("the file record was not taken")])
     with pytest.raises(SendFailed):
         await work(world.inbound)
     await work(world.started())
+    world.producer.creates.clear()
     world.topic.commits.clear()
     await work(world.started())
-    first, again = world.producer.creates
+    first, again = world.producer.files
     assert first == again
+    assert len(world.producer.creates) == 1
+
+
+async def test_a_kill_after_the_create_brings_no_file_back_that_was_deleted_since(
+    world: _World,
+) -> None:
+    for key in (b"k", b"l"):
+        world.topic.add(key, line(0))
+        world.topic.add(key, _SEAL, b"seal")
+    await work(world.inbound)
+    world.topic.commits[:] = [world.topic.commits[0]]
+    await world.store.delete(world.producer.files[1].object.key)
+    await work(world.started())
+    assert len(world.producer.creates) == len(world.producer.files) == 2
+    assert len(world.store.objects) == 1
+    # Whether it was told is not known.
+    assert world.producer.kinds == [Kind.ACCEPTED] * 3
 
 
 async def test_a_store_that_fails_delays_a_batch_and_loses_none(
