@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import base64
 import contextlib
 import itertools
@@ -209,6 +210,12 @@ def _mark(port: int) -> bool:
     if len(_marks) > _PORTS_OF_ONE:
         _marks.pop(next(iter(_marks))).close()  # the oldest, whose server has long started
     return True
+
+
+@atexit.register
+def _unmark() -> None:
+    while _marks:
+        _marks.popitem()[1].close()
 
 
 async def claim_port(remembered: int, within_s: float = 5.0) -> int:

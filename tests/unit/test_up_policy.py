@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -171,6 +173,13 @@ def test_our_ports_are_not_among_those_of_outgoing_connections() -> None:
 def test_processes_that_start_beside_each_other_do_not_choose_the_same_port() -> None:
     tried = [set(islice(ports_to_try(pid), 32)) for pid in range(4711, 4811)]
     assert len(set.union(*tried)) == sum(map(len, tried))
+
+
+def test_a_free_port_is_not_given_to_two_programs_before_its_server_has_started() -> None:
+    ours = free_port()
+    ask = f"from api.up import broker; print(broker._mark({ours}), broker._mark({ours} + 1))"
+    other = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    assert other.stdout.split() == ["False", "True"]
 
 
 async def test_a_remembered_port_is_used_again(tmp_path: Path) -> None:
