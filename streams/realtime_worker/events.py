@@ -12,6 +12,7 @@ from contextlib import suppress
 import msgspec
 
 from schemas.records import Usage
+from streams.domain.not_json import NOT_JSON
 from streams.domain.outcome.estimated import ESTIMATED, EVENT_END, Heard, data_of
 from streams.domain.outcome.long_event import LongEvent
 from streams.domain.outcome.streamed import Used
@@ -21,6 +22,7 @@ from streams.domain.outcome.usage import MISSING, read_answer
 MAX_EVENT_BYTES = 1024 * 1024
 #: What an event may end with.
 _ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+_LONGEST_END = max(map(len, _ENDS))
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _NONE = Usage()
 
@@ -35,7 +37,7 @@ class Events:
     """One stream's events."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
         self._told = b""
         self._heard = Heard()
         #: The event of which a piece was passed on already.
@@ -43,20 +45,24 @@ class Events:
 
     def feed(self, chunk: bytes) -> bytes:
         """The events that are whole now, as they came; empty if none is."""
-        data = self._rest + chunk
-        cut = max(data.rfind(end) + len(end) if end in data else 0 for end in _ENDS)
-        whole = cut
-        if len(data) - cut > MAX_EVENT_BYTES:
+        rest = self._rest
+        seen = max(0, len(rest) - _LONGEST_END + 1)
+        rest += chunk
+        ends = ((rest.rfind(end, seen), len(end)) for end in _ENDS)
+        whole = cut = max((at + size for at, size in ends if at >= 0), default=0)
+        if len(rest) - cut > MAX_EVENT_BYTES:
             # These may be the first half of its end.
-            cut = len(data.rstrip(b"\r\n"))
-        self._rest = data[cut:]
-        if cut:
-            self._read(data[:whole], data[whole:cut])
-        return data[:cut]
+            cut = len(rest.rstrip(b"\r\n"))
+        if not cut:
+            return b""
+        passed = bytes(rest[:cut])
+        del rest[:cut]
+        self._read(passed[:whole], passed[whole:])
+        return passed
 
     def rest(self) -> bytes:
         """What came after the last whole event; nothing, from a server that ends well."""
-        return self._rest
+        return bytes(self._rest)
 
     def used(self, body: bytes, endpoint: str) -> Used:
         """The tokens that the stream's last word on them tells, of all that was fed.
@@ -99,7 +105,7 @@ def _first_end(events: bytes) -> int:
 
 def _used(data: bytes, endpoint: str) -> Used:
     # The events of the other endpoints hold it directly.
-    with suppress(msgspec.DecodeError, RecursionError):
+    with suppress(*NOT_JSON):
         data = bytes(msgspec.json.decode(data, type=_Wrapped).response)
     reading = read_answer(data, endpoint)
     return Used() if reading is None else Used(reading.usage, reading.flag)

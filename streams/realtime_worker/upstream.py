@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import structlog
 
+from schemas.records import Usage
 from streams.domain.clock import Clock
 from streams.domain.failures import FailureReason
 from streams.domain.outcome.retry import asked_pause_s
@@ -49,7 +50,7 @@ class Caller:
         self._asks_for_usage = upstream.stream_usage
 
     async def run(self, call: Call, pool: Pool) -> tuple[FailureReason | None, Used | None]:
-        """Runs it to its end, good or bad: why it failed, and what a good answer used.
+        """Runs it to its end, good or bad: why it failed, and what its client has to pay.
 
         Cancelling it cuts the connection; the call is then not ended.
         """
@@ -61,6 +62,8 @@ class Caller:
                 used = await self._attempts(call, pool)
         except TimeoutError:
             reason = FailureReason.TIMEOUT
+            if call.used is not None and call.used.usage != Usage():
+                used = call.used  # its client has what came till then
         except InferenceError as error:
             reason = error.reason
         except Exception as error:  # noqa: BLE001 - one request must not take the worker down

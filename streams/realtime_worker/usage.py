@@ -7,6 +7,7 @@ worker that is killed takes the usage of its last second with it, in the tenants
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -16,7 +17,7 @@ from schemas.records import RealtimeRequest, UsageRecorded
 from streams.domain.billing.realtime import RealtimeUsage
 from streams.domain.clock import Clock
 from streams.domain.outcome.streamed import Used
-from streams.kafka.errors import KafkaBaseError
+from streams.kafka.errors import KafkaBaseError, RecordTooLarge
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +34,7 @@ class UsageReporter:
         self._usage = RealtimeUsage(process)
         self._send = send
         self._clock = clock
-        self._unsent: list[UsageRecorded] = []
+        self._unsent: deque[UsageRecorded] = deque()
         self._one_at_a_time = asyncio.Lock()
 
     def add(self, request: RealtimeRequest, used: Used) -> None:
@@ -48,20 +49,25 @@ class UsageReporter:
             await self.report()
 
     async def report(self) -> None:
-        """Sends what there is; what fails stays for the next time."""
+        """Sends what there is; what fails stays for a later time, behind the others."""
         async with self._one_at_a_time:
             self._unsent += self._usage.take(self._clock.now_ms())
             while self._unsent:
                 try:
                     await self._send(self._unsent[0])
+                except RecordTooLarge:
+                    self._unsent.popleft()
+                    log.error("Usage was too large to be written.", action="usage_lost", records=1)
                 except KafkaBaseError as error:
+                    self._unsent.rotate(-1)
                     log.warning(
                         "Usage could not be written; it is sent again.",
                         action="usage_not_sent",
                         error=type(error).__name__,
                     )
                     return
-                del self._unsent[0]
+                else:
+                    self._unsent.popleft()
 
     async def stop(self, budget_s: float) -> None:
         """Sends the rest, as far as that is possible in this time."""

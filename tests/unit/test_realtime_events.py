@@ -56,6 +56,14 @@ def test_an_event_without_end_is_passed_on_in_pieces() -> None:
     assert len(events.feed(b"y")) == MAX_EVENT_BYTES + 1
 
 
+def test_an_end_that_is_cut_between_any_two_bytes_is_found() -> None:
+    for end in (b"\n\n", b"\r\n\r\n", b"\r\r"):
+        events = Events()
+        passed = [events.feed(bytes([byte])) for byte in b"data: a" + end + b"data: b"]
+        assert [part for part in passed if part] == [b"data: a" + end]
+        assert events.rest() == b"data: b"
+
+
 def _used_of(*chunks: bytes, endpoint: str = CHAT) -> Used:
     events = Events()
     for chunk in chunks:
@@ -139,7 +147,9 @@ _DELTA = _chat(content="four")
         ([_response("output_text", "abcdefgh")], RESPONSES, 2),
         ([_response("function_call_arguments", "{}")], RESPONSES, 1),
         ([_response("audio", "x" * 4000), _response("reasoning_summary_text", "x")], RESPONSES, 0),
-        ([_response("odd", {"text": "x"}), b"data: {\n\n", b"data: [DONE]\n\n"], RESPONSES, 0),
+        ([_response("odd", {"text": "x"}), b"data: {\n\n", b"data: [DONE]\n\n"], RESPONSES, 1),
+        ([b'data: {"choices":[{"delta":{"content":"\xff"}}]}\n\n', _chat(content=[])], CHAT, 2),
+        ([b'data: {"choices":null}\n\n'], CHAT, 1),
     ],
 )
 def test_output_is_estimated_by_the_text_that_was_passed_on(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from streams.domain.billing.tokens import TokenType
 from streams.domain.billing.usage import UsageLedger, metered_of
 from streams.domain.clock import ManualClock
 from streams.domain.outcome.streamed import Used, asking_for_usage, without_usage
-from streams.kafka.errors import SendFailed
+from streams.kafka.errors import RecordTooLarge, SendFailed
 from streams.realtime_worker.usage import UsageReporter
 from tests.unit.test_realtime_worker import request
 
@@ -132,7 +133,25 @@ async def test_what_the_broker_does_not_take_is_sent_again_as_it_was() -> None:
     await reporter.report()
     await reporter.stop(1.0)
     assert _counted(sent) == {("acme", CHAT, "m1"): 2}
-    assert sent[0] == sent[1] == sent[2]
+    assert sent[0] == sent[1] == sent[3]
+
+
+async def test_a_record_that_is_refused_for_good_keeps_nobody_elses_usage_waiting() -> None:
+    sent: list[str] = []
+
+    async def send(record: UsageRecorded) -> None:
+        if record.tenant == "acme":
+            raise SendFailed("not authorised")
+        if record.tenant == "large":
+            raise RecordTooLarge("too large")
+        sent.append(record.tenant)
+
+    reporter = UsageReporter("p1", send, ManualClock(0))
+    for tenant in ("acme", "large", "other", "third"):
+        reporter.add(msgspec.structs.replace(request(), tenant=tenant), _one())
+    for _ in range(3):
+        await reporter.report()
+    assert sent == ["other", "third"]
 
 
 @pytest.mark.parametrize(

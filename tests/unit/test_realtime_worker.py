@@ -368,6 +368,25 @@ async def test_a_client_that_leaves_pays_what_the_upstream_told_till_then() -> N
     assert [told for _, told in made.used] == [Used(Usage(input_tokens=3, output_tokens=2), "")]
 
 
+async def test_a_stream_that_runs_out_of_time_is_paid_for_as_far_as_it_came() -> None:
+    async with desk(_endless()) as made:
+        asked = request(stream=True, deadline_ms=2_300)  # it is 2,000
+        made.worker.take(asked)
+        await made.ended(asked.request_id)
+        assert made.parts(asked.request_id)[-1].reason == "timeout"
+    ((_, told),) = made.used
+    assert told.flag == ESTIMATED
+    assert 1 <= told.usage.output_tokens < 1000
+
+
+async def test_a_request_that_runs_out_of_time_before_anything_came_costs_nothing() -> None:
+    async with desk(always(Hang())) as made:
+        asked = request(stream=True, deadline_ms=2_050)
+        made.worker.take(asked)
+        await made.ended(asked.request_id)
+    assert made.used == []
+
+
 async def test_who_was_told_an_error_pays_nothing() -> None:
     async with desk(_endless()) as made:
         await _leaves(made, request(stream=True), 2, client_left=False)

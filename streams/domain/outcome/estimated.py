@@ -2,7 +2,8 @@
 
     input   as `backhaul submit --estimate` counts a prompt
     output  of the text that was passed on: events that have any, each of which is at least one
-            token, or its characters by CHARACTERS_PER_TOKEN, whichever is more
+            token, or its characters by CHARACTERS_PER_TOKEN, whichever is more; one whose shape
+            is not known is one token
 
 Nothing is estimated before the first event came, since nobody knows then what the upstream had
 done, nor where the stream told an error. Reasoning that is hidden counts nothing.
@@ -17,6 +18,7 @@ import msgspec
 from schemas.records import Usage
 from streams.domain.billing.estimate import prompt_tokens
 from streams.domain.billing.tokens import CHARACTERS_PER_TOKEN
+from streams.domain.not_json import NOT_JSON
 from streams.domain.outcome.usage import MAX_TOKENS
 
 #: The flag of usage that is an estimate; it is billed like any other.
@@ -80,9 +82,14 @@ class Heard:
         """Whole events that are passed on."""
         self._any = True
         for event in EVENT_END.split(events):
+            data = data_of(event)
             try:
-                read = _event.decode(data_of(event))
-            except (msgspec.DecodeError, RecursionError):
+                read = _event.decode(data)
+            except (msgspec.ValidationError, UnicodeDecodeError):
+                # Of a shape that is not known here, but it was passed on. The last one is [DONE].
+                self._events += data.startswith(b"{")
+                continue
+            except NOT_JSON:
                 continue
             self._failed |= read.error != _NULL or read.type in ("error", "response.failed")
             characters = _characters(read)

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Raw
 
 from schemas.records import Usage
+from streams.domain.not_json import NOT_JSON
 from streams.domain.outcome.usage import MISSING
 
 #: The endpoints whose streams are asked; those of the others tell by themselves.
@@ -48,7 +49,7 @@ def asking_for_usage(body: bytes, endpoint: str) -> bytes | None:
         fields = _fields.decode(body)
         given = fields.get("stream_options", _NULL)
         options = {} if given == _NULL else _fields.decode(given)
-    except (msgspec.DecodeError, RecursionError):
+    except NOT_JSON:
         return None
     if options.get("include_usage") == _YES:
         return None
@@ -73,5 +74,5 @@ def _tells_only_usage(event: bytes) -> bool:
         return False
     try:
         return not _chunk.decode(event.removeprefix(b"data:").strip()).choices
-    except (msgspec.DecodeError, RecursionError):
+    except NOT_JSON:
         return False

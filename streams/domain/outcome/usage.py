@@ -11,6 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 
 from schemas.records import Usage
+from streams.domain.not_json import NOT_JSON
 
 #: No single line uses more tokens than this; a larger figure is an upstream's mistake.
 MAX_TOKENS = 10_000_000
@@ -73,7 +74,7 @@ def read_answer(body: bytes, endpoint: str) -> Reading | None:
         if found is None:
             return None
         usage, flag = found
-    except (msgspec.DecodeError, RecursionError):
+    except NOT_JSON:
         return None
     line = _one_line(body)
     return None if line is None else Reading(line, usage, flag)
@@ -83,7 +84,7 @@ def read_object(body: bytes) -> bytes | None:
     """The answer on one line; None if it is not one JSON object in UTF-8."""
     try:
         _odd.decode(body)
-    except (msgspec.DecodeError, RecursionError):
+    except NOT_JSON:
         return None
     return _one_line(body)
 
@@ -133,11 +134,11 @@ def _read_odd(body: bytes, endpoint: str) -> tuple[Usage, str] | None:
     """Usage that is not of the expected shape; None if the answer is no JSON object at all."""
     try:
         raw = _odd.decode(body).usage
-    except (msgspec.DecodeError, RecursionError):
+    except NOT_JSON:
         return None
     try:
         found = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except NOT_JSON:
         # Its syntax is good, so this is a number beyond any machine's range.
         return _NO_USAGE, ABSURD
     if not isinstance(found, dict):
