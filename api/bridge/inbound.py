@@ -152,6 +152,8 @@ class _Lane(Worker):
         self._committed: Mark | None = None
         #: Whether a seal was carried out, so that what comes now is nobody's unfinished work.
         self._sealed = False
+        #: Whether what was tried last failed.
+        self._failing = False
         self._news = asyncio.Event()
 
     @property
@@ -216,8 +218,11 @@ class _Lane(Worker):
         """The create, if whoever had the partition before wrote it and was killed then."""
         if self._sealed:
             return None
-        commands, batch_id = self._parts.commands, seal.batch.batch_id
-        return await self._patiently(lambda: commands.created(batch_id, seal.at_ms))
+        return await self._patiently(lambda: self._look_for(seal))
+
+    async def _look_for(self, seal: Create) -> BatchCreate | None:
+        async with self._turns.turn(self.tenant, failing=self._failing):
+            return await self._parts.commands.created(seal.batch.batch_id, seal.at_ms)
 
     async def _create(self, seal: Create) -> BatchCreate:
         batch, parts = seal.batch, self._parts
@@ -239,32 +244,35 @@ class _Lane(Worker):
         return create
 
     async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Does it, in turn, again and again while the store or reading topics again fails.
+        """Does it, again and again while the store, reading topics again or a commit fails.
 
         A full disk or a partition without a leader costs time, but no batch.
         """
         wait_s, longest_s = _RETRY_S
-        failed = False
         while True:
             try:
-                async with self._turns.turn(self.tenant, failing=failed):
-                    return await work()
+                done = await work()
+                self._failing = False
+                return done
             except (ObjectStoreError, KafkaBaseError) as error:
                 log.warning(
-                    "A batch can't be made now; trying again.",
+                    "A tenant's topic can't be worked off now; trying again.",
                     action="submission_retry",
                     tenant=self.tenant,
                     error=type(error).__name__,
                     why=str(error),
                     wait_s=wait_s,
                 )
-            failed = True
+            self._failing = True
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, longest_s)
 
     async def _store(self, sealed: Sealed) -> FileRecord:
         batch, parts = sealed.create.batch, self._parts
-        async with aclosing(self._lines(sealed.create)) as lines:
+        async with (
+            self._turns.turn(self.tenant, failing=self._failing),
+            aclosing(self._lines(sealed.create)) as lines,
+        ):
             return await write_lines(
                 parts.store,
                 parts.settings,
@@ -299,7 +307,7 @@ class _Lane(Worker):
             return
         mark = Mark(self._inbox.floor, str(self._inbox.done))
         if mark != self._committed:
-            await self._parts.submissions.commit({self._part: mark})
+            await self._patiently(lambda: self._parts.submissions.commit({self._part: mark}))
             self._committed = mark
 
 

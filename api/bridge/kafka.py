@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 
@@ -101,7 +102,7 @@ class ReadAgain:
             consumer.seek(tp, begin)
             silent_s = 0.0
             # What was removed is passed over, and so are the marks of transactions.
-            while await consumer.position(tp) < end:
+            while await _position(consumer, tp) < end:
                 records = (await consumer.getmany(tp, timeout_ms=_POLL_MS)).get(tp, [])
                 silent_s = 0.0 if records else silent_s + _POLL_MS / 1000
                 if silent_s > _STALLED_S:
@@ -151,6 +152,12 @@ class ReadAgain:
             await consumer.stop()
             raise
         return consumer
+
+
+async def _position(consumer: AIOKafkaConsumer, tp: TopicPartition) -> int:
+    # Where the beginning was removed, it is asked for, and without a leader for ever.
+    async with asyncio.timeout(_STALLED_S):
+        return int(await consumer.position(tp))
 
 
 class WrittenCommands:

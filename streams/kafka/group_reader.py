@@ -7,6 +7,7 @@ those that are made later, too, and decides by itself how far a partition need n
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +15,12 @@ from dataclasses import dataclass
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka.errors import (
+    CommitFailedError,
+    IllegalStateError,
+    KafkaError,
+    TopicAuthorizationFailedError,
+)
 from aiokafka.structs import OffsetAndMetadata
 
 from streams.kafka.connection import REQUEST_TIMEOUT_MS, connection, friendly
@@ -30,6 +36,8 @@ _NEW_TOPICS_MS = 5_000
 _MAX_POLL_INTERVAL_MS = 5 * 60 * 1000
 #: Others wait for what a dead member has. Brokers allow no less by default.
 _SHORT_SESSION_S = 6.0
+#: A topic that may not be read is asked for again after this.
+_BARRED_S = 30.0
 _FETCH_MAX_WAIT_MS = 100
 _FETCH_MAX_BYTES = 16 * 1024 * 1024
 _MAX_POLL_RECORDS = 2000
@@ -87,6 +95,8 @@ class GroupReader:
         #: What the group has given this process and it hasn't taken over yet.
         self._given: set[TopicPartition] | None = None
         self._numbers = itertools.count(1)
+        #: Partitions of topics that may not be read, paused since that time.
+        self._barred: dict[TopicPartition, float] = {}
 
     async def start(self) -> None:
         """Joins the group; a partition without a commit begins at its beginning.
@@ -127,7 +137,11 @@ class GroupReader:
         try:
             if self._given is not None:
                 await self._take_over(consumer, self._given)
+            self._unbar(consumer)
             came = await consumer.getmany(timeout_ms=int(timeout_s * 1000))
+        except TopicAuthorizationFailedError as error:
+            self._bar(consumer, error)
+            return {}
         except IllegalStateError:
             # The group has moved on meanwhile, and has called or will call the listener.
             return {}
@@ -209,12 +223,26 @@ class GroupReader:
             held[TopicPart(tp.topic, tp.partition)] = Held(next(self._numbers), mark.metadata or "")
             # Whoever paused it meant what was read before.
             consumer.resume(tp)
-            if mark.offset >= 0:
-                consumer.seek(tp, mark.offset)
-        if begin := [tp for tp, mark in marks.items() if mark.offset < 0]:
-            await consumer.seek_to_beginning(*begin)
-        if self._given is parts:
-            self._held, self._given = held, None
+            # What is no more at 0 begins where it begins; to ask for that takes a leader.
+            consumer.seek(tp, max(0, mark.offset))
+        self._held, self._given = held, None
+
+    def _bar(self, consumer: AIOKafkaConsumer, error: TopicAuthorizationFailedError) -> None:
+        """Leaves out the topic that the error names, so that the others are read. Or raises it."""
+        named = {tp for tp in consumer.assignment() if tp.topic in error.args}
+        if not named:
+            raise friendly(error, self._settings) from error
+        log.error("A topic may not be read.", action="topic_barred", topics=list(error.args))
+        for tp in named - consumer.paused():
+            consumer.pause(tp)
+            self._barred[tp] = time.monotonic()
+
+    def _unbar(self, consumer: AIOKafkaConsumer) -> None:
+        over = time.monotonic() - _BARRED_S
+        for tp in [tp for tp, since in self._barred.items() if since <= over]:
+            del self._barred[tp]
+            with suppress(IllegalStateError):
+                consumer.resume(tp)
 
     def _started(self) -> AIOKafkaConsumer:
         if self._consumer is None:

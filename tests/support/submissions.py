@@ -28,8 +28,9 @@ class Partition:
     at_once: int = 1000
     paused: bool = False
     pauses: int = 0
-    #: What the next readings again raise.
+    #: What the next readings again raise, and the next commits.
     fails: Iterator[KafkaBaseError] = field(default_factory=lambda: iter(()))
+    commits_fail: Iterator[KafkaBaseError] = field(default_factory=lambda: iter(()))
 
     def add(self, key: bytes, value: bytes, op: bytes | None = None, at_ms: int = 1000) -> None:
         offset = len(self.records)
@@ -86,6 +87,8 @@ class Topics:
 
     async def commit(self, marks: Mapping[TopicPart, Mark]) -> None:
         for part, mark in marks.items():
+            for error in self.parts[part].commits_fail:
+                raise error
             self.parts[part].commits.append(mark)
 
     async def read(self, part: TopicPart, begin: int, end: int) -> AsyncGenerator[Record, None]:

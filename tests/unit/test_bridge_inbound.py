@@ -222,6 +222,23 @@ async def test_a_topic_that_cannot_be_read_again_costs_only_its_tenant(
     assert [c.tenant for c in world.producer.creates] == ["acme", "evil"]
 
 
+async def test_a_commit_that_is_refused_costs_only_its_tenant(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.bridge.inbound._RETRY_S", (0.0, 0.0))
+    evil = world.topics.of("evil")
+    evil.commits_fail = iter([KafkaBaseError("not authorized")] * 20)
+    for topic in (evil, world.topic):
+        for key in (b"k", b"l"):
+            topic.add(key, line(0))
+            topic.add(key, _SEAL, b"seal")
+    await work(world.inbound)
+    tenants = [c.tenant for c in world.producer.creates]
+    # It goes on only once it is committed: whoever comes next looks for one create at most.
+    assert tenants[-1] == "evil"
+    assert evil.commits[-1].offset == 4
+
+
 def untold(world: _World) -> float:
     """How many answers were given up."""
     name = "backhaul_bridge_untold_total "

@@ -1,0 +1,109 @@
+"""One topic that can't be read doesn't keep a group from the others."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import pytest
+from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka.errors import TopicAuthorizationFailedError
+from aiokafka.structs import OffsetAndMetadata
+
+from streams.kafka import group_reader
+from streams.kafka.errors import KafkaBaseError
+from streams.kafka.group_reader import GroupReader, TopicPart
+from streams.settings import Settings
+
+_EVIL, _GOOD = TopicPartition("evil", 0), TopicPartition("good", 0)
+
+
+class _Consumer:
+    """A consumer of two topics. denied: what may not be read."""
+
+    def __init__(self) -> None:
+        self.denied: set[str] = set()
+        self.stopped: set[TopicPartition] = set()
+        self.positions: dict[TopicPartition, int] = {}
+
+    def __call__(self, **_: Any) -> _Consumer:
+        return self
+
+    def subscribe(self, topics: list[str], listener: Any) -> None:
+        self._listener = listener
+
+    async def start(self) -> None:
+        self._listener.on_partitions_assigned({_EVIL, _GOOD})
+
+    async def stop(self) -> None: ...
+
+    def assignment(self) -> set[TopicPartition]:
+        return {_EVIL, _GOOD}
+
+    def paused(self) -> set[TopicPartition]:
+        return self.stopped
+
+    def pause(self, tp: TopicPartition) -> None:
+        self.stopped.add(tp)
+
+    def resume(self, tp: TopicPartition) -> None:
+        self.stopped.discard(tp)
+
+    def seek(self, tp: TopicPartition, offset: int) -> None:
+        self.positions[tp] = offset
+
+    async def getmany(self, timeout_ms: int) -> dict[TopicPartition, list[ConsumerRecord]]:
+        for tp in (_EVIL, _GOOD):
+            if tp.topic in self.denied and tp not in self.stopped:
+                raise TopicAuthorizationFailedError(tp.topic)
+        return {tp: [] for tp in (_EVIL, _GOOD) if tp not in self.stopped}
+
+
+@pytest.fixture
+async def consumer(monkeypatch: pytest.MonkeyPatch) -> _Consumer:
+    async def marks(
+        settings: Settings, group: str, wanted: Collection[TopicPartition]
+    ) -> dict[TopicPartition, OffsetAndMetadata]:
+        return {_EVIL: OffsetAndMetadata(-1, ""), _GOOD: OffsetAndMetadata(7, "note")}
+
+    consumer = _Consumer()
+    monkeypatch.setattr(group_reader, "AIOKafkaConsumer", consumer)
+    monkeypatch.setattr(group_reader, "committed_marks", marks)
+    return consumer
+
+
+async def started() -> GroupReader:
+    reader = GroupReader(Settings(), "test", topics=["evil", "good"])
+    await reader.start()
+    return reader
+
+
+async def test_a_topic_that_may_not_be_read_is_left_out_and_asked_for_again(
+    consumer: _Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer.denied.add("evil")
+    reader = await started()
+    assert await reader.poll(0) == {}
+    assert list(await reader.poll(0)) == [TopicPart("good", 0)]
+    consumer.denied.clear()
+    monkeypatch.setattr(group_reader, "_BARRED_S", 0.0)
+    assert set(await reader.poll(0)) == {TopicPart("good", 0), TopicPart("evil", 0)}
+
+
+async def test_a_denial_of_no_topic_of_the_group_is_told(
+    consumer: _Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def denied(timeout_ms: int) -> None:
+        raise TopicAuthorizationFailedError("another")
+
+    reader = await started()
+    monkeypatch.setattr(consumer, "getmany", denied)
+    with pytest.raises(KafkaBaseError):
+        await reader.poll(0)
+
+
+async def test_reading_begins_at_the_commit_or_at_the_beginning(consumer: _Consumer) -> None:
+    reader = await started()
+    await reader.poll(0)
+    assert consumer.positions == {_EVIL: 0, _GOOD: 7}
+    assert reader.held()[TopicPart("good", 0)].note == "note"
