@@ -16,9 +16,9 @@ import structlog
 from schemas.records import BatchCancel, BatchChange, BatchCreate
 from schemas.topics import BATCH_EVENT
 from streams.controller.ports import Sender
-from streams.controller.queued import Queued
 from streams.domain.batch.control import MAX_PRIORITY, MIN_PRIORITY, Control, allowed
 from streams.kafka.failpoint import reach
+from streams.kafka.queued import Queued
 from streams.kafka.role import Consumed
 
 log = structlog.get_logger(__name__)

@@ -25,7 +25,6 @@ from schemas.records import BatchEnded, BatchSnapshot, UsageRecorded
 from schemas.topics import FILE, FILE_TASK, USAGE_RECORDED, WEBHOOK_EVENT
 from streams.controller.books import Books
 from streams.controller.ports import Cause, Guard, Sender
-from streams.controller.queued import Queued
 from streams.controller.snapshots import Snapshots
 from streams.domain.batch.effects import (
     CloseLines,
@@ -42,6 +41,7 @@ from streams.domain.batch.machine import Entry, Event, fold
 from streams.domain.batch.state import Batch, Ended
 from streams.domain.ledger import Ledger
 from streams.kafka.failpoint import reach
+from streams.kafka.queued import Queued
 from streams.kafka.role import Consumed
 
 log = structlog.get_logger(__name__)

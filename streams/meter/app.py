@@ -87,6 +87,7 @@ class Meter(Service):
         """Begins to follow who pays. Raises KafkaBaseError."""
         await self._customers.start()
         self._following.start(self._customers.work())
+        self._following.start(self._counting.work())
 
     async def on_stop(self) -> None:
         """Ends everything."""

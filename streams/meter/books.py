@@ -15,7 +15,7 @@ from schemas.records import MeterChunkRow, MeterSend, SendState, UsageRecorded
 from streams.domain.billing import usage
 from streams.domain.billing.send import is_open, minute_of
 from streams.domain.billing.tab import Tab
-from streams.domain.billing.usage import LEDGER_KEPT_MS, UsageLedger, metered_of
+from streams.domain.billing.usage import LEDGER_KEPT_MS, Placed, UsageLedger, metered_of
 from streams.domain.chunk import chunk_key
 from streams.meter.ports import Cause, MeterRow, Rows
 
@@ -71,11 +71,18 @@ class Books:
         """The partition of usage.recorded that holds the tenant's usage."""
         return partition_for(tenant, self.partitions)
 
-    def count(self, record: UsageRecorded, offset: int, now_ms: int) -> dict[str, int]:
+    def count(self, records: Iterable[Placed], now_ms: int) -> dict[str, int]:
         """Folds usage in, each line once, and writes the chunks that changed.
 
         Returns the lines that were new, by their flag.
         """
+        flags = dict[str, int]()
+        for record, offset in usage.merged(records):
+            for flag, count in self._count(record, offset, now_ms).items():
+                flags[flag] = flags.get(flag, 0) + count
+        return flags
+
+    def _count(self, record: UsageRecorded, offset: int, now_ms: int) -> dict[str, int]:
         metered, flags = metered_of(record), dict[str, int]()
         for chunk, lines in usage.by_chunk(record.lines).items():
             key = _chunk_key(metered.key, chunk)

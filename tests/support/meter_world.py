@@ -132,14 +132,17 @@ class World:
 
     # -- work ------------------------------------------------------------------------------
 
-    def count_one(self) -> bool:
-        """Counts the next record of the log; False if there is none."""
-        if self.position >= len(self.log):
+    def count_some(self, most: int = 1) -> bool:
+        """Counts the next records of the log, several at once; False if there are none."""
+        places = range(self.position, min(self.position + most, len(self.log)))
+        if not places:
             return False
-        wire = self.wire.get(self.position) or encode(self.log[self.position])
-        record = cast("UsageRecorded", decode(wire))
-        self.books.count(record, self.position, self.clock.now_ms())
-        self.position += 1
+        records = [
+            (cast("UsageRecorded", decode(self.wire.get(at) or encode(self.log[at]))), at)
+            for at in places
+        ]
+        self.books.count(records, self.clock.now_ms())
+        self.position = places.stop
         self.reach("meter.counted")
         self.acked = max(self.acked, self.position)
         return True
@@ -179,7 +182,7 @@ class World:
         """Runs without faults until nothing is left to do."""
         self.sink.fault = lambda: Fault.NONE
         self.reach = lambda _: None
-        while self.count_one():
+        while self.count_some():
             pass
         while await self.obey_one():
             pass

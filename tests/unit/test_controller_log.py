@@ -12,12 +12,12 @@ from schemas.topics import BATCH_EVENT, BATCH_STATUS, FILE, FILE_TASK, USAGE_REC
 from streams.controller.books import STUB_KEPT_MS, Books
 from streams.controller.commands import CommandRelay
 from streams.controller.log import STEP_EVENTS, BatchLog, Step
-from streams.controller.queued import Queued
 from streams.controller.snapshots import Snapshots
 from streams.controller.windows import Windows
 from streams.domain.batch.effects import CloseLines, OpenLines, SettleLines, SteerLines
 from streams.domain.batch.state import InProgress
 from streams.domain.clock import ManualClock
+from streams.kafka.queued import Queued
 from streams.kafka.role import Consumed
 from tests.support.batch_log import (
     BATCH,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
 import pytest
 
@@ -38,7 +39,8 @@ async def _live(world: World, chaos: Chaos) -> None:
             case 0 | 1 if coming:
                 world.log.append(coming.pop())
             case 2 | 3:
-                await chaos.survive(world.count_one)
+                group = world.random.choice([1, 1, 4, 40])
+                await chaos.survive(partial(world.count_some, group))
             case 4:
                 await chaos.survive(world.commit)
             case 5 if world.log:

@@ -49,7 +49,7 @@ async def _unclear(*, arrived: bool) -> World:
     world = World()
     world.customers["ada"] = "cus_ada"
     world.log.append(usage("ada", "batch_1", range(5), world.clock.now_ms(), of=_input_only))
-    world.count_one()
+    world.count_some()
     world.clock.advance(301)
     world.sink.fault = lambda: Fault.TIMEOUT_AFTER if arrived else Fault.TIMEOUT
     await world.turn()
@@ -156,7 +156,7 @@ async def test_after_a_restart_what_may_have_been_taken_back_goes_before_all_els
     first = _send(world)
     world.order(first.identifier, CANCEL)
     world.log.append(usage("ada", "batch_2", range(4), first.at_ms - 1000, of=_input_only))
-    world.count_one()
+    world.count_some()
     world.sink.fault = lambda: Fault.SERVER_ERROR
     await world.obey_one()
     world.clock.advance(301)
@@ -314,7 +314,7 @@ async def test_what_is_to_be_taken_back_counts_while_another_one_is_looked_for()
     world = await _world()
     first = _send(world).identifier
     world.log.append(usage("ada", "batch_2", range(4), _send(world).at_ms, of=_input_only))
-    world.count_one()
+    world.count_some()
     world.clock.advance(301)
     world.sink.fault = lambda: Fault.TIMEOUT_AFTER
     await world.turn()
@@ -353,7 +353,7 @@ async def _live(world: World, chaos: Chaos) -> None:
     for _ in range(150):
         match world.random.randrange(8):
             case 0:
-                await chaos.survive(world.count_one)
+                await chaos.survive(world.count_some)
             case 2 if world.published and len(world.commands) < 40:
                 known = world.random.choice(sorted(world.published))
                 world.order(known, world.random.choice(_KINDS))

@@ -43,7 +43,7 @@ async def test_fifty_thousand_lines_that_take_a_day_are_billed_with_a_hundred_ca
     for first in range(0, 50_000, 50):
         lines, now_ms = range(first, first + 50), world.clock.now_ms()
         world.log.append(usage("ada", "batch_1", lines, now_ms, of=_without_reasoning))
-        world.count_one()
+        world.count_some()
         world.clock.advance(_DAY_S / 1000)
         await world.turn()
     await world.settle()
@@ -56,7 +56,7 @@ async def test_fifty_thousand_lines_in_minutes_are_billed_minutes_later_in_a_doz
     world = _world()
     for first in range(0, 50_000, 500):
         world.log.append(usage("ada", "batch_1", range(first, first + 500), world.clock.now_ms()))
-        world.count_one()
+        world.count_some()
         world.clock.advance(6)
         await world.turn()
     began_ms = world.clock.now_ms()
@@ -162,7 +162,7 @@ async def test_what_is_not_known_to_have_arrived_after_a_day_is_looked_for() -> 
     for fault, arrived in ((Fault.TIMEOUT_AFTER, True), (Fault.TIMEOUT, False)):
         world = _world()
         world.log.append(usage("ada", "batch_1", range(5), world.clock.now_ms(), of=_input_only))
-        world.count_one()
+        world.count_some()
         world.clock.advance(301)
         world.sink.fault = _once(fault)
         await world.turn()
@@ -220,7 +220,7 @@ async def test_after_a_day_without_the_sink_all_is_sent_at_the_limit_and_in_orde
         for n in range(5):
             batch = f"batch_{n}_{hour}"
             world.log.append(usage(f"t{n}", batch, range(3), world.clock.now_ms()))
-            world.count_one()
+            world.count_some()
         for _ in range(6):
             world.clock.advance(600)
             await world.turn()

@@ -87,7 +87,7 @@ async def test_what_stripe_has_not_answered_yet_is_on_its_way() -> None:
     world = BooksWorld()
     await world.batch("batch_1", [("m", used(10))])
     world.sink.fault = lambda: Fault.SERVER_ERROR
-    world.meter.count_one()
+    world.meter.count_some()
     world.clock.advance(301)
     await world.meter.turn()
     for send in world.meter.published.values():

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from schemas.records import LineUsage, MeterChunkRow, MeteredUsage, Usage, UsageRecorded
 from streams.domain.billing.tokens import add
 from streams.domain.chunk import bit_of, chunk_of, packed, unpacked
@@ -16,6 +18,10 @@ from streams.domain.outcome.usage import ABSURD
 #: A replay must find its lines set for as long as usage.recorded may hold it: that is 90 days, and
 #: up to 7 more, since Kafka removes whole segments of a log.
 LEDGER_KEPT_MS = 100 * 86_400_000
+
+
+#: A record and its offset.
+Placed = tuple[UsageRecorded, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,30 @@ def metered_of(record: UsageRecorded) -> Metered:
         record.completion_window,
         record.batch_created_at_ms,
     )
+
+
+def merged(records: Iterable[Placed]) -> list[Placed]:
+    """The same usage in as few records as may be: those of a batch that name the same models.
+
+    Each batch's lines keep their order, as of several copies of a line the first one counts.
+    """
+    found: list[list[Placed]] = []
+    growing: dict[tuple[str, str], list[Placed]] = {}
+    for placed in records:
+        record = placed[0]
+        key = (record.tenant, record.batch_id)
+        group = growing.get(key)
+        if group is None or group[0][0].models != record.models:
+            group = growing[key] = []
+            found.append(group)
+        group.append(placed)
+    return [group[0] if len(group) == 1 else _one(group) for group in found]
+
+
+def _one(group: list[Placed]) -> Placed:
+    lines = tuple(line for record, _ in group for line in record.lines)
+    at_ms = max(record.at_ms for record, _ in group)
+    return replace(group[0][0], lines=lines, at_ms=at_ms), max(offset for _, offset in group)
 
 
 def by_chunk(lines: Iterable[LineUsage]) -> Mapping[int, list[LineUsage]]:
