@@ -32,7 +32,8 @@ def sync(
 ) -> None:
     """Make Stripe's meters, products and prices agree with the price book.
 
-    Shows what it would do and asks. Needs BACKHAUL_PRICES_FILE and BACKHAUL_STRIPE_KEY.
+    Shows what it would do and asks. Needs BACKHAUL_STRIPE_KEY, and the price book of
+    BACKHAUL_PRICES_FILE, else of a running `backhaul up`.
     """
     settings = kafka_settings(None, data_dir)
     wanted = _wanted(settings)
@@ -95,7 +96,11 @@ def _wanted(settings: Settings) -> tuple[Wanted, ...]:
     from streams.prices import read_prices
 
     if settings.prices_file is None:
-        raise Misuse("There is no price book.", "Set BACKHAUL_PRICES_FILE to its file.")
+        raise Misuse(
+            "There is no price book.",
+            "Set BACKHAUL_PRICES_FILE to its file, or name with --data the data folder of a "
+            "running `backhaul up` that has one.",
+        )
     try:
         windows = (*settings.completion_windows, REALTIME)
         return wanted_of(read_prices(settings.prices_file), windows)

@@ -131,13 +131,20 @@ def own_settings(around: Surroundings) -> Settings:
     return settings.model_copy(update=own)
 
 
-#: The settings, by their names in streams.settings, with which other commands reach our cluster.
-_SHARED = ("kafka", "kafka_replicas", "kafka_idempotence", "topic_prefix", "upstreams_file")
+#: The settings, by their names in streams.settings, that other commands need to reach our cluster
+#: and to price and compare as our processes do.
+_SHARED = (
+    *("kafka", "kafka_replicas", "kafka_idempotence", "topic_prefix", "upstreams_file"),
+    *("prices_file", "completion_windows", "meter_window_s"),
+)
 
 
 def shared_settings(settings: Settings) -> dict[str, Any]:
     """What `endpoint.json` tells the other commands. No secrets: those are in the environment."""
-    return settings.model_dump(mode="json", include=set(_SHARED))
+    prices = settings.prices_file
+    # The other command may be started in another folder.
+    told = settings.model_copy(update={"prices_file": prices and prices.absolute()})
+    return told.model_dump(mode="json", include=set(_SHARED))
 
 
 def role_process(around: Surroundings, role: str, index: int, health_port: int) -> Process:

@@ -23,8 +23,8 @@ from streams.meter.ports import Guard
 
 Reject = Callable[[Consumed, str], Awaitable[None]]
 
-#: Records that are counted together; with 2000 lines in each, which is rare, they take 150 MB.
-GROUP_RECORDS = 300
+#: Records that are counted together, of 25 lines or fewer; with 2000 in each they take 250 MB.
+GROUP_RECORDS = 500
 #: How long usage waits for company. A chunk's row costs as much as reading three records does, and
 #: where lines are slow each comes in a record of its own.
 COMPANY_S = 0.25

@@ -10,9 +10,11 @@ from typer.testing import CliRunner, Result
 
 from api.cli import billing_sync
 from api.cli.main import app
+from api.up.plan import shared_settings
 from streams.adapters.billing_catalogue_fake import FakeBillingCatalogue
 from streams.adapters.meter_fake import Fault
 from streams.domain.billing.catalogue import ProductThere
+from streams.settings import Settings
 
 _BOOK = """
 currency: usd
@@ -133,6 +135,25 @@ def test_stripe_that_can_not_be_reached_is_told_apart(catalogue: FakeBillingCata
     found = _sync("--yes")
     assert found.exit_code == 3
     assert "Nothing was changed" in found.stderr
+
+
+def test_it_finds_the_price_book_and_the_windows_of_a_running_up(
+    catalogue: FakeBillingCatalogue, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    running = Settings(prices_file=Path("prices.yaml"), completion_windows={"7d": 604_800})
+    data = tmp_path / "data"
+    data.mkdir()
+    told = {"settings": shared_settings(running)}
+    (data / "endpoint.json").write_text(json.dumps(told))
+    monkeypatch.delenv("BACKHAUL_PRICES_FILE")
+    monkeypatch.delenv("BACKHAUL_KAFKA", raising=False)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert _sync("--yes").exit_code == 2
+    found = _sync("--yes", "--data", str(data))
+    assert found.exit_code == 0, found.output
+    assert "backhaul_batch_input_tokens_m_7d_1970-01-01" in found.stdout
+    assert "_24h_" not in found.stdout
 
 
 @pytest.mark.parametrize("name", ["BACKHAUL_PRICES_FILE", "BACKHAUL_STRIPE_KEY"])
