@@ -16,6 +16,7 @@ from streams.background import Broken
 from streams.batch_worker.calls import Calls
 from streams.batch_worker.line import Line
 from streams.domain.clock import Clock
+from streams.places import Places
 
 #: How long a freed credit takes to come back as a line: load published, line released and read.
 HOP_S = 0.2
@@ -45,11 +46,9 @@ class Pool:
         #: Its part of what the gate lets all workers have in flight, and why; -1: no gate.
         self.part, self.reason = -1, ""
         self._max_in_flight = max_in_flight
-        self._run = run
-        self._broken = broken
         self._clock = clock
         self._waiting: deque[Line | _Guest] = deque()
-        self._running: dict[Line, asyncio.Task[None]] = {}
+        self._running = Places(run, self._fill, broken)
         self._guests = 0
         self._closed = False
         self._rate = 0.0
@@ -136,12 +135,7 @@ class Pool:
 
     def drop(self, unwanted: Callable[[Line], bool]) -> list[Line]:
         """withdraw(), and also cuts and returns those that run."""
-        out = self.withdraw(unwanted)
-        for line, task in self._running.items():
-            if unwanted(line):
-                task.cancel()
-                out.append(line)
-        return out
+        return self.withdraw(unwanted) + self._running.cut_all(unwanted)
 
     def close(self) -> list[Line]:
         """Starts nothing any more; returns the lines that were waiting."""
@@ -153,36 +147,24 @@ class Pool:
 
     async def drain(self, budget_s: float) -> None:
         """Waits for running calls for so long, then cuts them."""
-        tasks = list(self._running.values())
-        if not tasks:
-            return
-        _done, late = await asyncio.wait(tasks, timeout=budget_s)
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
+        await self._running.drain(budget_s)
 
     @property
     def _most(self) -> int:
         return self._max_in_flight if self.part < 0 else min(self.part, self._max_in_flight)
 
     def _fill(self) -> None:
-        waiting, running = self._waiting, self._running
-        while waiting and self.running < self._most and not self._closed:
+        waiting = self._waiting
+        room = 0 if self._closed or not waiting else self._most - self.running
+        while room > 0 and waiting:
             line = waiting.popleft()
             if isinstance(line, Line):
-                running[line] = asyncio.create_task(self._one(line))
+                self._running.start(line)
+                room -= 1
             elif not line.done():
                 self._guests += 1
                 line.set_result(None)
-
-    async def _one(self, line: Line) -> None:
-        try:
-            await self._run(line)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it must not pass unheard
-            self._broken(error)
-        finally:
-            del self._running[line]
-            self._fill()
+                room -= 1
 
     def _measure(self) -> None:
         now = self._clock.monotonic_s()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -169,20 +170,21 @@ class FileWorker:
 
     def _start(self) -> None:
         while (job := self._queue.next()) is not None:
-            job.item.running = asyncio.create_task(self._run(job))
+            job.item.running = asyncio.create_task(self._run(job.item))
+            # Not in the task: one that is cancelled before its first step does nothing at all.
+            job.item.running.add_done_callback(partial(self._ran, job))
         self._gauge.labels("waiting").set(self._queue.waiting)
         self._gauge.labels("running").set(self._queue.running)
 
-    async def _run(self, job: Job[_Held]) -> None:
-        held = job.item
+    async def _run(self, held: _Held) -> None:
         try:
             await self._answer(held)
         except Exception as error:  # noqa: BLE001 - a bug or a lost broker: the role decides
             self._failed(error)
-        finally:
-            held.running = None
-            self._queue.done(job)
-            self._start()
+
+    def _ran(self, job: Job[_Held], _task: asyncio.Task[None]) -> None:
+        self._queue.done(job)
+        self._start()
 
     async def _answer(self, held: _Held) -> None:
         began_s = self._clock.monotonic_s()

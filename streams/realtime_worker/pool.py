@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -12,6 +11,7 @@ from prometheus_client import Histogram
 
 from schemas.records import RealtimePoolLoad
 from streams.background import Broken
+from streams.places import Places
 from streams.realtime_worker.call import Call
 
 #: Most samples of a kind in one load record; of more, a fair choice is kept.
@@ -56,10 +56,8 @@ class Pool:
         self._ttft: Samples[tuple[int, int]] = Samples()
         self._ttft_shown = ttft
         self._max_in_flight = max_in_flight
-        self._run = run
-        self._broken = broken
         self._waiting: deque[Call] = deque()
-        self._running: dict[Call, asyncio.Task[None]] = {}
+        self._running = Places(run, self._fill, broken)
 
     @property
     def in_flight(self) -> int:
@@ -90,10 +88,7 @@ class Pool:
 
     def cancel(self, call: Call) -> None:
         """Cuts it if it runs; if it waits, it is forgotten."""
-        task = self._running.get(call)
-        if task is not None:
-            task.cancel()
-        elif call in self._waiting:
+        if not self._running.cut(call) and call in self._waiting:
             self._waiting.remove(call)
 
     def load(self) -> RealtimePoolLoad:
@@ -115,27 +110,11 @@ class Pool:
     async def drain(self, budget_s: float) -> None:
         """Starts no call any more, and gives those that run so long; then they are cut."""
         self._max_in_flight = 0
-        tasks = list(self._running.values())
-        if not tasks:
-            return
-        _done, late = await asyncio.wait(tasks, timeout=budget_s)
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
+        await self._running.drain(budget_s)
 
     def _fill(self) -> None:
         while self._waiting and len(self._running) < self._max_in_flight:
-            call = self._waiting.popleft()
-            self._running[call] = asyncio.create_task(self._one(call))
-
-    async def _one(self, call: Call) -> None:
-        try:
-            await self._run(call)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it must not pass unheard
-            self._broken(error)
-        finally:
-            del self._running[call]
-            self._fill()
+            self._running.start(self._waiting.popleft())
 
 
 def _microseconds(seconds: float) -> int:

@@ -164,6 +164,16 @@ async def test_the_end_of_a_batch_cuts_its_calls_and_no_others() -> None:
     await bench.worker.stop(0.0)
 
 
+async def test_calls_cut_before_their_first_step_give_their_places_back() -> None:
+    bench = Bench()
+    bench.take(*lines(0, 1, 2, 3, 4))
+    bench.worker.end("b1")
+    bench.take(*lines(0), batch="b2", offset=9)
+    await until(lambda: 9 in bench.finished)
+    assert bench.requests() == 1
+    assert bench.worker.pools["a"].running == 0
+
+
 async def test_an_outcome_on_its_way_when_the_batch_ends_still_finishes_its_slice() -> None:
     bench = Bench(a=lambda _p, body: Hang() if b'"n": 1' in body else Reply())
     bench.take(*lines(0, 1), offset=1)

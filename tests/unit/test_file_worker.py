@@ -282,6 +282,22 @@ async def test_a_task_revoked_while_it_waited_for_room_is_dropped() -> None:
     assert worker.runner.started == ["b"]
 
 
+async def test_tasks_revoked_before_their_first_step_give_their_slots_back() -> None:
+    worker = _Worker()
+    other = _Delivery(_intake("other"), partition=1)
+
+    async def deliveries() -> AsyncIterator[_Delivery]:
+        for name in ("a", "b"):
+            yield _Delivery(_intake(name))
+        await worker.worker.revoked({FILE_TASK.name: {0}})
+        yield other
+
+    running = asyncio.create_task(worker.worker.run(deliveries()))
+    await worker.acked(other)
+    await running
+    assert worker.runner.started == ["other"]
+
+
 async def test_stopping_ends_what_runs_and_acks_nothing_of_it() -> None:
     worker = _Worker()
     worker.gate("a", "b")

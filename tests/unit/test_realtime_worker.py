@@ -193,6 +193,21 @@ async def test_a_cancel_cuts_a_call_and_frees_its_place() -> None:
         assert "failed" not in made.kinds(asked[0].request_id)
 
 
+async def test_calls_cancelled_before_their_first_step_give_their_places_back() -> None:
+    async with desk(always(completion())) as made:
+        gone = [request() for _ in range(4)]
+        for one in gone:
+            made.worker.take(one)
+        for one in gone:
+            made.worker.cancel(_cancel(one.request_id))
+        asked = request()
+        made.worker.take(asked)
+        assert (await made.ended(asked.request_id))[-1] == "end"
+        assert len(made.upstream.requests) == 1
+        load = made.worker.load(stopping=False)
+        assert (load.in_flight, load.pools[0].in_flight, load.pools[0].waiting) == (0, 0, 0)
+
+
 async def test_a_gateway_that_was_started_again_cancels_only_what_it_asked_before() -> None:
     async with desk(always(Hang())) as made:
         for changes in ({}, {"at_ms": 1_600}, {"gateway": "gateway-1"}):
