@@ -2,8 +2,7 @@
 
 A lane opens a sender, which shuts out whoever sent for it before, then asks how far it was
 committed, and goes on there. Whatever fails, it does so again. Each tenant has transactions of its
-own: one that has sent to a topic without a leader can't end before there is one, nor can another
-of the same name begin.
+own: what its topic doesn't take fails the whole of one, after all the time that it is given.
 """
 
 from __future__ import annotations

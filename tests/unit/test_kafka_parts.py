@@ -12,7 +12,11 @@ from pathlib import Path
 
 import pytest
 import structlog
-from aiokafka.errors import KafkaConnectionError, UnknownTopicOrPartitionError
+from aiokafka.errors import (
+    KafkaConnectionError,
+    NodeNotReadyError,
+    UnknownTopicOrPartitionError,
+)
 from pydantic import SecretStr
 
 from api.read_model.store import AWAY_LIMIT_MS
@@ -83,6 +87,8 @@ def test_errors_say_what_to_do() -> None:
     assert isinstance(unreachable, BrokerUnreachable)
     assert "h:1" in str(unreachable)
     assert "backhaul up" in str(unreachable)
+    # A broker that has just died: nobody has refused anything.
+    assert isinstance(friendly(NodeNotReadyError("2"), settings), BrokerUnreachable)
     missing = friendly(UnknownTopicOrPartitionError("t"), settings)
     assert isinstance(missing, TopicMissing)
     assert "backhaul topics apply" in str(missing)
