@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from api.read_model.prompt_rows import Statement
+from api.read_model.statement import Statement
 from schemas.records import BatchChange, BatchPause, BatchResume, BatchSnapshot, BatchStatus
 from streams.domain.batch.control import MAX_COMMANDS, Control, changed
 from streams.domain.batch.state import Terms

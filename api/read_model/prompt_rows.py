@@ -13,10 +13,10 @@ that doesn't count is remembered as garbage until its tombstone is read:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 
+from api.read_model.statement import Statement
 from schemas.records import PromptHead, PromptVersion
 from streams.domain.prompts.registry import version_key
 from streams.kafka.reader import ReadRecord
@@ -78,8 +78,6 @@ SELECT ?, 0, 0, ? WHERE NOT EXISTS (
 """
 _TEXT_GONE = "DELETE FROM prompt_versions WHERE record_key = ?"
 _GARBAGE_GONE = "DELETE FROM prompt_garbage WHERE record_key = ?"
-
-Statement = tuple[str, tuple[Any, ...]]
 
 
 def prompt_statements(read: ReadRecord) -> Iterator[Statement]:

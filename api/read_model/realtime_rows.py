@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import aiosqlite
 
-from api.read_model.prompt_rows import Statement
+from api.read_model.statement import Statement
 from schemas.records import MeterSend, SendState
 from streams.domain.billing.prices import REALTIME
 from streams.domain.billing.tokens import TokenType

@@ -16,8 +16,9 @@ from typing import Any
 import msgspec
 
 from api.read_model.control_rows import CONTROL_TABLES, control_statements, folded_statements
-from api.read_model.prompt_rows import PROMPT_TABLES, Statement, prompt_statements
+from api.read_model.prompt_rows import PROMPT_TABLES, prompt_statements
 from api.read_model.realtime_rows import REALTIME_TABLES, realtime_statements
+from api.read_model.statement import Statement
 from api.read_model.webhook_rows import WEBHOOK_TABLES, webhook_statements
 from schemas.records import (
     ApiKeyRecord,

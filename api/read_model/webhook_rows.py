@@ -8,7 +8,7 @@ from typing import Any
 import aiosqlite
 import msgspec
 
-from api.read_model.prompt_rows import Statement
+from api.read_model.statement import Statement
 from schemas.records import WebhookDelivery, WebhookEndpoint, WebhookState
 from schemas.topics import WEBHOOK
 from streams.kafka.reader import ReadRecord
