@@ -35,7 +35,7 @@ async def estimated_cost(
     if not await gateway.queries.has_budget(file.tenant, asked.key_id):
         return None
     try:
-        async with asyncio.timeout(_PATIENCE_S), gateway.scans:
+        async with asyncio.timeout(_PATIENCE_S), gateway.scans.wait(file.tenant):
             return await _cost(gateway, asked, file, book)
     except (TimeoutError, InvalidRequest, NoPriceError, ObjectStoreError) as error:
         log.info(

@@ -21,6 +21,7 @@ from api.catalogue import ModelCatalogue
 from api.forecasts import Forecasts
 from api.log_port import LogProducer
 from api.partial import PartialOutputs
+from api.places import Places
 from api.prompts.facts import PromptFacts
 from api.read_model.follower import Follower
 from api.read_model.prompt_queries import PromptQueries
@@ -48,8 +49,10 @@ T = TypeVar("T")
 MAX_UPLOADS = 64
 #: Files estimated and batches summed up at once: each takes its share of the event loop.
 MAX_SCANS = 4
-#: Batches made from rows at once.
+#: Batches made from rows or failed lines at once.
 MAX_MAKINGS = 4
+#: Of each, those of one tenant: there is always room for another.
+SHARE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +103,9 @@ class Gateway:
     timeouts: Timeouts = Timeouts()
     #: Each upload holds a megabyte or two.
     uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_UPLOADS))
-    scans: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_SCANS))
+    scans: Places = field(default_factory=lambda: Places(MAX_SCANS, SHARE))
     #: Each batch made from rows holds its request's body, and that twice.
-    makings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_MAKINGS))
+    makings: Places = field(default_factory=lambda: Places(MAX_MAKINGS, SHARE))
 
     #: What the templates of stored prompts read.
     prompt_facts: PromptFacts = field(default_factory=PromptFacts)

@@ -7,7 +7,7 @@ from aiohttp import web
 from api import checks, views
 from api.body import json_object
 from api.create_request import endpoint_in, window_in
-from api.errors import InvalidRequest, Unavailable
+from api.errors import InvalidRequest
 from api.estimate import estimate, view
 from api.gateway import GATEWAY
 from api.routes.files import found_file
@@ -37,9 +37,7 @@ async def cost_estimate(request: web.Request) -> web.Response:
             param="id",
             code="invalid_value",
         )
-    if gateway.scans.locked():
-        raise Unavailable("The server makes too many estimates at once.", code="overloaded")
-    async with gateway.scans:
+    async with gateway.scans.now(file.tenant, "estimates"):
         found = await estimate(gateway, file, endpoint)
     answer = view(found, file, endpoint, asked, gateway.prices.current(), gateway.clock.now_ms())
     return views.answer(answer)

@@ -12,7 +12,7 @@ from aiohttp import web
 from api import checks, views
 from api.auth import TENANT
 from api.create_batch import create_batch, created_before
-from api.errors import InvalidRequest, Unavailable
+from api.errors import InvalidRequest
 from api.gateway import GATEWAY, Gateway
 from api.prompts.batch_request import PromptBatchRequest, check_row_size, read_prompt_batch, rows_of
 from api.prompts.preview import compiled, refused
@@ -38,9 +38,7 @@ async def create(request: web.Request) -> web.Response:
     With an Idempotency-Key a repeat makes neither again.
     """
     gateway, tenant = request.app[GATEWAY], request[TENANT]
-    if gateway.makings.locked():
-        raise Unavailable("The server makes too many batches at once.", code="overloaded")
-    async with gateway.makings:
+    async with gateway.makings.now(tenant, "batches"):
         asked = await read_prompt_batch(request, gateway.settings.completion_windows)
         batch = await _known(gateway, tenant, asked) or await _made(gateway, tenant, asked)
     return views.answer(gateway.shown(batch))

@@ -15,7 +15,7 @@ from api.auth import KEY_ID, TENANT
 from api.body import json_object
 from api.create_batch import create_batch, created_before
 from api.create_request import CreateRequest, parse
-from api.errors import Conflict, Unavailable
+from api.errors import Conflict
 from api.failed_lines import LinesDiffer, failed_lines
 from api.gateway import GATEWAY, Gateway
 from api.read_model.schema import ended_at_ms
@@ -50,9 +50,7 @@ async def retry(request: web.Request) -> web.Response:
     origin = await found_batch(request)
     asked = _asked(body, request, origin)
     request_hash = hashlib.sha256(f"retry:{origin.batch_id}:{asked.hash()}".encode()).hexdigest()
-    if gateway.makings.locked():
-        raise Unavailable("The server makes too many batches at once.", code="overloaded")
-    async with gateway.makings:
+    async with gateway.makings.now(origin.tenant, "batches"):
         batch = None
         if asked.idempotency_key is not None:
             batch = await created_before(gateway, tenant, asked.idempotency_key, request_hash)

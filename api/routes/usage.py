@@ -18,8 +18,8 @@ from aiohttp import hdrs, web
 
 from api import views
 from api.auth import TENANT
-from api.errors import Unavailable
 from api.gateway import GATEWAY, Gateway
+from api.places import Place
 from api.read_model.schema import ended_at_ms
 from api.routes.paging import unknown_after
 from api.usage_query import UsageQuery, day_of, day_start_s, usage_query
@@ -29,7 +29,7 @@ from streams.domain.billing.cost import money
 from streams.domain.billing.prices import PriceBook
 from streams.domain.billing.report import Row, Rows
 
-#: Batches read at once: about a millisecond of work.
+#: Batches read at once, about a millisecond of work, and rows of CSV sent at once.
 _AT_ONCE = 100
 _COLUMNS = (
     *("day", "model", "batch_id", "api_key_id", "api_key_name"),
@@ -57,14 +57,12 @@ async def usage(request: web.Request) -> web.StreamResponse:
     """A page of rows as JSON, or all of them as CSV."""
     gateway, tenant = request.app[GATEWAY], request[TENANT]
     query = usage_query(request, gateway.clock)
-    if gateway.scans.locked():
-        raise Unavailable("The server makes too many reports at once.", code="overloaded")
-    async with gateway.scans:
+    async with gateway.scans.now(tenant, "reports") as place:
         book = gateway.prices.current()
-        after, query = await _place(gateway, tenant, query)
+        after, query = await _behind(gateway, tenant, query)
         async with aclosing(_buckets(gateway, tenant, query, after, book)) as buckets:
             if query.csv:
-                return await _send_csv(request, buckets, book)
+                return await _send_csv(request, place, buckets, book)
             return await _page(buckets, query, book)
 
 
@@ -86,21 +84,28 @@ async def _page(
 
 
 async def _send_csv(
-    request: web.Request, buckets: AsyncIterator[Bucket], book: PriceBook | None
+    request: web.Request, place: Place, buckets: AsyncIterator[Bucket], book: PriceBook | None
 ) -> web.StreamResponse:
-    gateway = request.app[GATEWAY]
+    stalled_s = request.app[GATEWAY].timeouts.stalled_s
     response = web.StreamResponse(headers={hdrs.CONTENT_TYPE: "text/csv; charset=utf-8"})
     await response.prepare(request)
-    await response.write(_csv([dict(zip(_COLUMNS, _COLUMNS, strict=True))]))
+    cells = [dict[str, Any](zip(_COLUMNS, _COLUMNS, strict=True))]
     async for bucket in buckets:
-        cells = [_cells(row, bucket, book) for row in bucket.rows]
-        async with asyncio.timeout(gateway.timeouts.stalled_s):
+        cells += [_cells(row, bucket, book) for row in bucket.rows]
+        if len(cells) < _AT_ONCE:
+            continue
+        # A client may read as slowly as it likes, in nobody's place.
+        async with place.lent(), asyncio.timeout(stalled_s):
             await response.write(_csv(cells))
-    await response.write_eof()
+        cells = []
+    place.free()
+    async with asyncio.timeout(stalled_s):
+        await response.write(_csv(cells))
+        await response.write_eof()
     return response
 
 
-async def _place(
+async def _behind(
     gateway: Gateway, tenant: str, query: UsageQuery
 ) -> tuple[tuple[int, str] | None, UsageQuery]:
     """The place in the tenant's list of batches that the page begins behind."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+from contextlib import AsyncExitStack
 from typing import Any
 
 import aiohttp
 import pytest
 import structlog
 
-from api.gateway import MAX_MAKINGS
+from api.gateway import MAX_MAKINGS, SHARE
 from schemas.records import BatchCreate, FileRecord
 from schemas.topics import FILE
 from streams.adapters.object_store_fake import FakeObjectStore
@@ -279,10 +280,24 @@ class TestRefusals:
         assert (status, answer["error"]["code"]) == (413, "request_too_large")
 
     async def test_only_so_many_are_made_at_once(self, gateway: GatewayUnderTest) -> None:
-        for _ in range(MAX_MAKINGS):
-            await gateway.gateway.makings.acquire()
-        status, answer = await post(gateway, PATH, {})
-        assert (status, answer["error"]["code"]) == (503, "overloaded")
+        async with AsyncExitStack() as held:
+            for number in range(MAX_MAKINGS):
+                await held.enter_async_context(gateway.gateway.makings.wait(f"t{number}"))
+            status, answer = await post(gateway, PATH, {})
+            assert (status, answer["error"]["code"]) == (503, "overloaded")
+        await batch(gateway)
+
+    async def test_a_tenant_has_its_share_and_leaves_room_for_others(
+        self, gateway: GatewayUnderTest
+    ) -> None:
+        await made(gateway, "rival")
+        async with AsyncExitStack() as held:
+            for _ in range(SHARE):
+                await held.enter_async_context(gateway.gateway.makings.wait("acme"))
+            status, answer = await post(gateway, PATH, {})
+            assert (status, answer["error"]["code"]) == (429, "too_many_at_once")
+            body = {"slug": "summarize", "variables": ROWS}
+            assert (await post(gateway, PATH, body, tenant="rival"))[0] == 200
 
 
 class TestIdempotency:
@@ -297,7 +312,7 @@ class TestIdempotency:
         assert len(gateway.log.of(FILE)) == 1
 
     async def test_repeats_at_the_same_time_make_one_batch(self, gateway: GatewayUnderTest) -> None:
-        found = await asyncio.gather(*(batch(gateway, key="k1") for _ in range(MAX_MAKINGS)))
+        found = await asyncio.gather(*(batch(gateway, key="k1") for _ in range(SHARE)))
         assert len({each["id"] for each in found}) == 1
         assert len({each["input_file_id"] for each in found}) == 1
         assert len(gateway.store.objects) == 1

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
+from api.gateway import SHARE
 from schemas.errors import LineCode
 from schemas.records import BatchCreate, BatchStatus, FileRecord, ObjectRef
 from schemas.topics import FILE
@@ -201,3 +203,15 @@ async def test_a_store_in_trouble_leaves_nothing_half_visible(gateway: GatewayUn
             assert set(gateway.store.objects) == before
             return
     raise AssertionError("no failure was seen")
+
+
+async def test_a_tenant_that_makes_as_many_batches_as_it_may_is_told_to_come_back(
+    gateway: GatewayUnderTest,
+) -> None:
+    batch_id = await _ended(gateway, 1)
+    async with AsyncExitStack() as held:
+        for _ in range(SHARE):
+            await held.enter_async_context(gateway.gateway.makings.wait("acme"))
+        status, answer = await _retry(gateway, batch_id)
+        assert (status, answer["error"]["code"]) == (429, "too_many_at_once")
+    assert (await _retry(gateway, batch_id))[0] == 200

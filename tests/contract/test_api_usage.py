@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 from collections.abc import AsyncIterator
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
+from api.gateway import MAX_SCANS, SHARE
 from api.keys import create_key
 from schemas.records import BatchStatus, ModelUsage, Usage
 from streams.settings import Settings
@@ -230,3 +233,36 @@ async def test_usage_by_key_names_the_keys_that_made_the_batches(priced: Gateway
         ("nightly", "0.002000"),
         ("", "0.001000"),
     ]
+
+
+async def test_whoever_reads_its_csv_slowly_keeps_nobody_else_from_reports(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stalled, go_on = asyncio.Semaphore(0), asyncio.Event()
+    write = web.StreamResponse.write
+
+    async def dripping(self: web.StreamResponse, data: bytes) -> None:
+        stalled.release()
+        await go_on.wait()
+        await write(self, data)
+
+    monkeypatch.setattr("api.routes.usage._AT_ONCE", 1)
+    monkeypatch.setattr(web.StreamResponse, "write", dripping)
+    slow = [f"slow{number}" for number in range(MAX_SCANS)]
+    async with running_gateway(tenants=("acme", *slow)) as gateway:
+        for tenant in slow:
+            await _batch(gateway, tenant=tenant)
+        reading = []
+        for tenant in slow * SHARE:
+            reading.append(asyncio.create_task(_csv_of(gateway, tenant)))
+            await stalled.acquire()
+        assert (await _get(gateway))["object"] == "list"
+        assert (await _get(gateway, slow[0]))["error"]["code"] == "too_many_at_once"
+        go_on.set()
+        assert [len(rows) for rows in await asyncio.gather(*reading)] == [1] * len(reading)
+
+
+async def _csv_of(gateway: GatewayUnderTest, tenant: str) -> list[dict[str, str]]:
+    params = {"end_time": str(_NOW_MS // 1000 + 1), "group_by": "batch", "format": "csv"}
+    async with gateway.http(tenant).get("/v1/usage", params=params) as answer:
+        return list(csv.DictReader(io.StringIO(await answer.text())))
