@@ -14,12 +14,16 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import structlog
 from aiokafka import ConsumerRecord
 
 from api.bridge.lane_out import LaneParts, TenantLane, due
 from api.bridge.lanes import Lanes
 from api.bridge.turns import Turns
+from streams.kafka.errors import KafkaBaseError
 from streams.kafka.group_reader import Held, Mark, TopicPart
+
+log = structlog.get_logger(__name__)
 
 _POLL_S = 0.5
 #: How often it is committed how far was read.
@@ -88,9 +92,14 @@ class Outbound:
     async def _commit(self) -> None:
         floors = {part: lanes.floor for part, lanes in self._lanes.items()}
         news = {part: at for part, at in floors.items() if at > self._committed.get(part, 0)}
-        if news:
+        if not news:
+            return
+        try:
             await self._statuses.commit({part: Mark(at) for part, at in news.items()})
             self._committed.update(news)
+        except KafkaBaseError as error:
+            # All it costs is that more is read again after a restart.
+            log.warning("Could not commit.", action="commit_failed", error=type(error).__name__)
 
 
 class _Partition:

@@ -1,7 +1,7 @@
 """Tells a tenant, on its own topic, what became of what it submitted.
 
 A topic that takes nothing is tried for a while (patience.py), which only its tenant's partition
-waits for. Then the answer is passed over, and the next ones are tried once each until one is taken.
+waits for. Then the answer is passed over, and so are the next ones, of which one a minute is tried.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ from streams.settings import Settings
 
 log = structlog.get_logger(__name__)
 
+#: A try may take 20 s, for which the tenant's next batch waits.
+_SILENT_S = 60.0
+
 
 class Told:
     """Writes `accepted` and `rejected` records of one partition of a tenant's topic."""
@@ -41,8 +44,8 @@ class Told:
         self._metrics = metrics
         self._tenant = tenant
         self._patience = Patience()
-        #: Whether the last answer was not taken in the end.
-        self._vain = False
+        #: When the topic is tried again after an answer was given up; None if the last was taken.
+        self._silent_until: float | None = None
 
     async def accepted(self, create: BatchCreate, lines: int) -> None:
         """The batch is created."""
@@ -67,18 +70,21 @@ class Told:
             headers.append((BATCH_ID, batch_id.encode()))
         self._metrics.counter(SUBMISSIONS).labels(kind.value).inc()
         value = msgspec.json.encode(said)
+        if self._silent_until is not None and _now() < self._silent_until:
+            self._metrics.counter(BRIDGE_UNTOLD).inc()
+            return
         while True:
             try:
                 await self._send(key, value, headers)
             except KafkaBaseError as error:
                 self._patience.failed(error)
-                if self._patience.gives_up is not None or self._vain:
+                if self._patience.gives_up is not None or self._silent_until is not None:
                     self._give_up(error)
                     return
                 await asyncio.sleep(self._patience.pause())
             else:
                 self._patience.delivered()
-                self._vain = False
+                self._silent_until = None
                 return
 
     async def _send(self, key: bytes | None, value: bytes, headers: Headers) -> None:
@@ -92,7 +98,7 @@ class Told:
     def _give_up(self, error: KafkaBaseError) -> None:
         # Whoever took the topic away doesn't want to be told; the batch is made all the same.
         self._patience.given_up()
-        self._vain = True
+        self._silent_until = _now() + _SILENT_S
         self._metrics.counter(BRIDGE_UNTOLD).inc()
         log.warning(
             "A tenant's topic for results takes no answers.",
@@ -101,3 +107,7 @@ class Told:
             error=type(error).__name__,
             why=str(error),
         )
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

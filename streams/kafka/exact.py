@@ -137,8 +137,6 @@ class PartSender:
                 if self._in_transaction:
                     await self._producer.abort_transaction()
                 await self._producer.stop()
-                if self._committer is not None:
-                    await self._committer.stop()
         except (KafkaError, AssertionError, OSError) as error:
             log.warning(
                 "A sender could not end in order.",
@@ -146,6 +144,8 @@ class PartSender:
                 error=type(error).__name__,
             )
             await self._drop()
+        if self._committer is not None:
+            await self._committer.stop()
 
     async def _begun(self) -> None:
         if self._exactly and not self._in_transaction:

@@ -228,9 +228,9 @@ class GroupReader:
         self._held, self._given = held, None
 
     def _bar(self, consumer: AIOKafkaConsumer, error: TopicAuthorizationFailedError) -> None:
-        """Leaves out the topic that the error names, so that the others are read. Or raises it."""
+        """Leaves out the topic that the error names, where topics are many. Or raises it."""
         named = {tp for tp in consumer.assignment() if tp.topic in error.args}
-        if not named:
+        if not named or self._pattern is None:
             raise friendly(error, self._settings) from error
         log.error("A topic may not be read.", action="topic_barred", topics=list(error.args))
         for tp in named - consumer.paused():

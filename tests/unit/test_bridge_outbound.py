@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -57,6 +57,8 @@ class _Statuses:
         self._held: dict[TopicPart, Held] = {}
         self.at: dict[TopicPart, int] = {}
         self.again = 0
+        #: What the next commits raise.
+        self.fails: Iterator[KafkaBaseError] = iter(())
 
     def give(self, *parts: TopicPart) -> None:
         """A rebalance: these partitions, and only these, are read from their commits on."""
@@ -66,6 +68,8 @@ class _Statuses:
         self.at = {part: mark.offset for part, mark in marks.items()}
 
     async def commit(self, marks: Mapping[TopicPart, Mark]) -> None:
+        for error in self.fails:
+            raise error
         self.commits.update(marks)
 
     async def raw(
@@ -560,6 +564,7 @@ async def test_how_far_was_read_is_committed_where_nothing_is_to_be_delivered(
 ) -> None:
     for _ in range(3):
         world.tell(await ended_batch(world.store, "batch_http", 1, key=None))
+    world.statuses.fails = iter([KafkaBaseError("odd")] * 3)
     async with world.running():
         await eventually(lambda: not world.behind())
     assert world.senders.opened == {}
