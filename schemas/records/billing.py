@@ -123,6 +123,7 @@ class MeterSend(msgspec.Struct, frozen=True, kw_only=True):
     changed_at_ms: int
     command: BillingCommand | None = None
     command_offset: int = -1
+    command_refusal: str = ""
 
 
 class BillingReportError(msgspec.Struct, frozen=True, kw_only=True):

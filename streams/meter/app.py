@@ -51,7 +51,7 @@ class Meter(Service):
             cast("Rows", role.table("chunks", USAGE_RECORDED)),
             cast("Rows", role.table("sends", USAGE_RECORDED)),
         )
-        desk = Desk(self._books, role.producer, role.fence, self._clock, self._queue)
+        desk = Desk(self._books, role.producer, role.fence, self._clock, self._flush, self._queue)
         self._counting = Counting(
             self._books, desk, role.fence, role.reject, self._clock, role.metrics
         )

@@ -13,6 +13,7 @@ from typing import cast
 from schemas.partitions import partition_for
 from schemas.records import MeterChunkRow, MeterSend, SendState, UsageRecorded
 from streams.domain.billing import usage
+from streams.domain.billing.decide import onto
 from streams.domain.billing.send import is_open, minute_of
 from streams.domain.billing.tab import Tab
 from streams.domain.billing.usage import LEDGER_KEPT_MS, Placed, UsageLedger, metered_of
@@ -100,10 +101,15 @@ class Books:
         return flags
 
     def write(self, send: MeterSend, now_ms: int) -> None:
-        """Writes a send, new or changed, and remembers it as long as it is open."""
-        is_new = self._sends.get(send.identifier) is None
+        """Writes a send, new or changed, and remembers it as long as it is open.
+
+        Whoever made it may have awaited since: a command that was refused meanwhile stays refused.
+        """
+        known = self.send(send.identifier)
+        if known is not None:
+            send = onto(known, send)
         self._sends.put(send.identifier, send, Cause(self.partition_of(send.tenant), 0))
-        self._note(send, now_ms, is_new=is_new)
+        self._note(send, now_ms, is_new=known is None)
 
     def send(self, identifier: str) -> MeterSend | None:
         """The send as it is now; None if there is none."""

@@ -1,16 +1,16 @@
 """Carries out what operators decide about amounts (streams.domain.billing.decide).
 
-    done:     row ─► state and decision on meter.send ─► the tenant's lane ─► ack
-    refused:  decision on meter.send ─► row ─► ack
+    done:     row, durable ─► state and decision on meter.send ─► the tenant's lane ─► ack
+    refused:  row, durable ─► decision on meter.send ─► ack
 
-The offset in the row makes a replay change nothing: what was done is told again, since a crash may
-have come before it was told, and what was refused stays so. Whether the sink takes something back
-is told by the lane, when the sink has answered.
+What was told is so: a replay finds the offset in the row and changes nothing. It tells the same
+again, since a crash may have come before it was told. Whether the sink takes something back is told
+by the lane, when the sink has answered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -22,7 +22,7 @@ from schemas.records import (
     SendState,
 )
 from schemas.topics import METER_SEND
-from streams.domain.billing.decide import Refusal, bounded, decide, decision, passed
+from streams.domain.billing.decide import Refusal, bounded, decide, decision
 from streams.domain.clock import Clock
 from streams.kafka.failpoint import reach
 from streams.meter.books import Books
@@ -35,7 +35,11 @@ _IN_A_LANE = (SendState.PENDING, SendState.SENT, SendState.CANCELLING)
 
 
 class Desk:
-    """Takes commands. queue: told what is to go on through its tenant's lane."""
+    """Takes commands.
+
+    flush: returns when the tables' writes are durable. queue: told what is to go on through its
+    tenant's lane.
+    """
 
     def __init__(
         self,
@@ -43,12 +47,14 @@ class Desk:
         publisher: Publisher,
         guard: Guard,
         clock: Clock,
+        flush: Callable[[], Awaitable[None]],
         queue: Callable[[MeterSend], None],
     ) -> None:
         self._books = books
         self._publisher = publisher
         self._guard = guard
         self._clock = clock
+        self._flush = flush
         self._queue = queue
 
     async def obey(self, command: BillingCommand, offset: int, live: Callable[[], bool]) -> bool:
@@ -63,6 +69,8 @@ class Desk:
                 await self._tell(command, None, Refusal.UNKNOWN_AMOUNT)
             elif offset > send.command_offset:
                 return await self._decide(send, command, offset, live)
+            elif offset == send.command_offset and send.command_refusal:
+                await self._tell(command, send, send.command_refusal)
             elif send.command == command:
                 if send.state not in _IN_A_LANE:
                     await self._publish(send)
@@ -73,17 +81,16 @@ class Desk:
         self, send: MeterSend, command: BillingCommand, offset: int, live: Callable[[], bool]
     ) -> bool:
         found = decide(send, command, offset, self._clock.now_ms())
-        if isinstance(found, Refusal):
-            await self._tell(command, send, found)
-            reach("meter.refusal_told")
-            # While that was told, the send may have come further, here or at another process.
-            now = self._books.send(command.identifier)
-            if now is None or not live():
-                return False
-            self._books.write(passed(now, offset), self._clock.now_ms())
-            return True
         self._books.write(found, self._clock.now_ms())
         reach("meter.decided")
+        await self._flush()
+        reach("meter.decision_durable")
+        if not live():
+            return False
+        if found.command_refusal:
+            await self._tell(command, found, found.command_refusal)
+            reach("meter.refusal_told")
+            return True
         await self._publish(found)
         await self._tell_done(command, found)
         reach("meter.decision_told")

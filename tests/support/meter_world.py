@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -42,6 +42,12 @@ from streams.meter.sender import Around, Sender
 PARTITIONS = 4
 CHAT = "/v1/chat/completions"
 Reach = Callable[[str], None]
+#: Told the record, if one is being sent.
+Meanwhile = Callable[[Record | None], Awaitable[None]]
+
+
+async def nothing(_: Record | None) -> None:
+    """Others get no turn."""
 
 
 class Killed(BaseException):
@@ -64,10 +70,13 @@ class World:
         #: What meter.send holds once it is compacted.
         self.published: dict[str, MeterSend] = {}
         self.decisions: dict[str, BillingDecision] = {}
+        #: All that ever were on meter.send.
+        self.told: list[BillingDecision] = []
         self.commands: list[BillingCommand] = []
         self.committed = self.commands_committed = 0
         self.calls_per_s = 1000.0
-        self.pause_s = 0.0
+        #: What happens while the meter awaits: the fence, a flush, a record that is sent.
+        self.meanwhile: Meanwhile = nothing
         self.reach: Reach = lambda _: None
         self.start()
 
@@ -97,7 +106,7 @@ class World:
             )
         )
 
-        self.desk = Desk(self.books, self, self, self.clock, self.sender.enqueue)
+        self.desk = Desk(self.books, self, self, self.clock, self.flush, self.sender.enqueue)
 
     def die_and_start(self) -> None:
         """kill -9, and the next process."""
@@ -110,16 +119,23 @@ class World:
 
     async def wait(self) -> None:
         """The fence: never closed, but sometimes slow."""
-        if self.pause_s:
-            await asyncio.sleep(self.pause_s)
+        await self.meanwhile(None)
+
+    async def turns_for_others(self, _: object = None) -> None:
+        """A meanwhile of some turns of the event loop, or none."""
+        for _ in range(self.random.randrange(4)):
+            await asyncio.sleep(0)
 
     async def flush(self) -> None:
+        await self.meanwhile(None)
         for table in self.tables.values():
             table.flush()
 
     async def send(self, _topic: Topic, key: str, record: Record | None) -> Place:
+        await self.meanwhile(record)
         if isinstance(record, BillingDecision):
             self.decisions[key] = record
+            self.told.append(record)
         else:
             self.published[key] = cast("MeterSend", record)
         return Place(0, 0)
@@ -356,4 +372,21 @@ class Chaos:
             if hasattr(result, "__await__"):
                 await result
         except Killed:
+            self.world.die_and_start()
+
+    async def survive_both(
+        self, one: Coroutine[Any, Any, Any], two: Coroutine[Any, Any, Any]
+    ) -> None:
+        """Does both at the same time."""
+        tasks = [asyncio.ensure_future(one), asyncio.ensure_future(two)]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in tasks:
+            task.cancel()
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        for error in found:
+            if isinstance(error, BaseException) and not isinstance(
+                error, Killed | asyncio.CancelledError
+            ):
+                raise error
+        if any(isinstance(error, Killed) for error in found):
             self.world.die_and_start()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 from msgspec.structs import replace
 
-from schemas.records import BillingCommandKind, MeterSend, SendState, Usage
+from schemas.records import BillingCommandKind, MeterSend, Record, SendState, Usage
 from streams.adapters.meter_fake import Fault
 from streams.domain.billing.decide import CANCELLABLE_MS, Refusal
 from streams.domain.billing.send import UNCLEAR
 from streams.ports.meter_sink import MeterEvent
-from tests.support.meter_world import Chaos, World, usage
+from tests.support.meter_world import Chaos, Killed, World, nothing, usage
 
 _HOUR_S = 3600
 _DAY_S = 86_400
@@ -280,32 +282,161 @@ async def test_a_command_that_was_refused_is_not_obeyed_at_a_replay() -> None:
     assert (_billed(world), _send(world).state) == (15, SendState.CONFIRMED)
 
 
-async def test_what_becomes_of_an_amount_while_a_refusal_is_told_stays(
+async def _refused_meanwhile(at: Callable[[MeterSend, Record | None], bool]) -> World:
+    """An amount that is being sent; a CANCEL is refused when something is awaited in this state."""
+    world = World()
+    world.customers["ada"] = "cus_ada"
+    world.log.append(usage("ada", "batch_1", range(5), world.clock.now_ms(), of=_input_only))
+    world.count_some()
+    world.clock.advance(301)
+    await world.sender.close_windows()
+    identifier = _send(world).identifier
+    world.order(identifier, CANCEL)
+
+    async def meanwhile(record: Record | None) -> None:
+        row = world.books.send(identifier)
+        if row is not None and at(row, record):
+            world.meanwhile = nothing
+            assert await world.obey_one()
+
+    world.meanwhile = meanwhile
+    await world.turn()
+    assert world.meanwhile is nothing, "the command came"
+    assert world.decisions["cmd_0"].refusal == Refusal.NOT_CONFIRMED
+    return world
+
+
+def _told_as(state: SendState) -> Callable[[MeterSend, Record | None], bool]:
+    return lambda _, record: isinstance(record, MeterSend) and record.state is state
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        pytest.param(_told_as(SendState.CONFIRMED), id="while it is told that it arrived"),
+        pytest.param(lambda row, _: row.state is SendState.PENDING, id="before it is tried"),
+        pytest.param(lambda row, _: row.state is SendState.SENT, id="while it is sent"),
+    ],
+)
+async def test_what_was_refused_while_its_lane_was_at_it_stays_refused_after_a_crash(
+    at: Callable[[MeterSend, Record | None], bool],
+) -> None:
+    world = await _refused_meanwhile(at)
+    row = world.books.send(_send(world).identifier)
+    assert row is not None
+    assert row.watermark > _send(world).watermark, "recovery keeps the row, whatever is read last"
+    await world.flush()
+    world.die_and_start()
+    assert world.commands_committed == 0
+    await world.settle()
+    assert (_billed(world), _send(world).state) == (15, SendState.CONFIRMED)
+    assert {made.refusal for made in world.told} == {Refusal.NOT_CONFIRMED}
+
+
+async def test_what_was_refused_while_the_sums_were_looked_at_stays_refused_after_a_crash() -> None:
+    world = await _looked_for_while_a_command_comes()
+    await world.flush()
+    world.die_and_start()
+    await world.settle()
+    assert (_billed(world), _send(world).state) == (15, SendState.CONFIRMED)
+    assert {made.refusal for made in world.told} == {Refusal.NOT_CONFIRMED}
+
+
+async def _looked_for_while_a_command_comes() -> World:
+    """An amount that has not arrived, a day later; the refusal falls before it is begun again."""
+    world = await _unsent()
+    world.clock.advance(25 * _HOUR_S)
+    world.order(_send(world).identifier, CANCEL)
+    total = world.sink.total
+
+    async def meanwhile(_: Record | None) -> None:
+        world.meanwhile = nothing
+        assert await world.obey_one()
+
+    async def looked(customer: str, event_name: str, start_ms: int, end_ms: int) -> int:
+        world.meanwhile = meanwhile
+        return await total(customer, event_name, start_ms, end_ms)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world.sink, "total", looked)
+        await world.turn()
+    assert world.decisions["cmd_0"].refusal == Refusal.NOT_CONFIRMED
+    return world
+
+
+async def _unsent() -> World:
+    world = World()
+    world.customers["ada"] = "cus_ada"
+    world.log.append(usage("ada", "batch_1", range(5), world.clock.now_ms(), of=_input_only))
+    world.count_some()
+    world.clock.advance(301)
+    world.sink.fault = lambda: Fault.TIMEOUT
+    await world.turn()
+    world.sink.fault = lambda: Fault.NONE
+    return world
+
+
+@pytest.mark.parametrize("kind", [CANCEL, WRITE_OFF])
+async def test_what_was_told_is_so_after_a_crash_that_comes_right_then(
+    kind: BillingCommandKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = await _world(customer=None)
+    await world.flush()
+    command = world.order(_send(world).identifier, kind)
+
+    def dies(step: str) -> None:
+        if step in ("meter.refusal_told", "meter.decision_told"):
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("streams.meter.desk.reach", dies)
+        with pytest.raises(Killed):
+            await world.obey_one()
+    told = world.decisions[command]
+    for table in world.tables.values():
+        table.unflushed.clear()
+    world.die_and_start()
+    # The next process may send before it reads the command again.
+    world.customers["ada"] = "cus_ada"
+    await world.sender.review()
+    await world.turn()
+    await world.settle()
+    assert replace(world.decisions[command], at_ms=told.at_ms) == told
+    assert _billed(world) == (0 if told.done else 15)
+
+
+async def test_a_refusal_that_a_crash_kept_from_being_told_is_told_after_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world = await _world(customer=None)
-    send = _send(world)
-    sent_on = replace(send, state=SendState.CONFIRMED, watermark=send.watermark + 3)
+    command = world.order(_send(world).identifier, CANCEL)
 
-    def meanwhile(step: str) -> None:
-        if step == "meter.refusal_told":
-            world.books.write(sent_on, world.clock.now_ms())
+    def dies(step: str) -> None:
+        if step == "meter.decision_durable":
+            raise Killed
 
-    monkeypatch.setattr("streams.meter.desk.reach", meanwhile)
-    assert await _order(world, CANCEL) == Refusal.NOT_CONFIRMED
-    after = world.books.send(send.identifier)
-    assert after is not None
-    assert after.state is SendState.CONFIRMED
+    with monkeypatch.context() as patch:
+        patch.setattr("streams.meter.desk.reach", dies)
+        with pytest.raises(Killed):
+            await world.obey_one()
+    world.die_and_start()
+    world.customers["ada"] = "cus_ada"
+    await world.sender.review()
+    await world.turn()
+    await world.settle()
+    assert world.decisions[command].refusal == Refusal.NOT_CONFIRMED
+    assert _billed(world) == 15
 
 
-async def test_whoever_lost_the_partition_meanwhile_writes_nothing() -> None:
+async def test_whoever_lost_the_partition_meanwhile_tells_nothing() -> None:
     world = await _world()
     given = world.order(_send(world).identifier, WRITE_OFF)
     before = world.books.send(_send(world).identifier)
+    assert not await world.desk.obey(world.commands[0], 0, lambda: False)
+    assert world.books.send(_send(world).identifier) == before
     alive = iter([True, False])
     assert not await world.desk.obey(world.commands[0], 0, lambda: next(alive))
-    assert world.books.send(_send(world).identifier) == before
-    assert not await world.desk.obey(world.commands[0], 0, lambda: False)
+    assert not world.told
     await world.settle()
     assert world.decisions[given].refusal == Refusal.NOT_WAITING
 
@@ -343,6 +474,15 @@ async def test_a_replay_of_everything_calls_nobody_and_tells_the_same() -> None:
 
 _DONE: Counter[str] = Counter()
 _KINDS = (CANCEL, CANCEL, CANCEL, SEND, WRITE_OFF)
+#: Of an amount that isn't there no row can keep the answer, and what the sink won't the lane tells.
+_STAYS = frozenset(Refusal) - {Refusal.UNKNOWN_AMOUNT}
+
+
+async def _obey_meanwhile(world: World) -> None:
+    for _ in range(world.random.randrange(30)):
+        await asyncio.sleep(0)
+    while await world.obey_one():
+        pass
 
 
 async def _live(world: World, chaos: Chaos) -> None:
@@ -357,8 +497,13 @@ async def _live(world: World, chaos: Chaos) -> None:
             case 2 if world.published and len(world.commands) < 40:
                 known = world.random.choice(sorted(world.published))
                 world.order(known, world.random.choice(_KINDS))
-            case 1 | 3:
+            case 1:
                 await chaos.survive(world.obey_one)
+            case 3:
+                # What is about to be sent is decided about meanwhile.
+                for send in world.to_send()[:1]:
+                    world.order(send.identifier, CANCEL)
+                await chaos.survive_both(world.turn(), _obey_meanwhile(world))
             case 4:
                 await chaos.survive(world.commit)
             case 5:
@@ -376,7 +521,9 @@ async def test_the_bill_is_what_the_books_say_after_all_decisions_and_faults(
     world.customers["ada"] = "cus_ada"
     chaos = Chaos(world, kill_share=0.15)
     chaos.arm(monkeypatch)
+    world.meanwhile = world.turns_for_others
     await _live(world, chaos)
+    world.meanwhile = nothing
     world.committed = world.commands_committed = 0
     world.die_and_start()
     await world.settle()
@@ -393,6 +540,9 @@ async def test_the_bill_is_what_the_books_say_after_all_decisions_and_faults(
     for flagged in (False, True):
         assert used[flagged] == sum(world.expected(flagged=flagged).values())
     assert set(world.decisions) == {command.command_id for command in world.commands}
+    for made in world.told:
+        if made.refusal in _STAYS:
+            assert world.decisions[made.command.command_id].refusal == made.refusal
     _DONE.update(chaos.killed_at)
     _DONE.update(f"{made.command.kind} {made.done}" for made in world.decisions.values())
 

@@ -10,7 +10,7 @@ from schemas.records import MeterSend, SendState, Usage
 from streams.adapters.meter_fake import Fault
 from streams.domain.billing.prices import PriceBook, parse_prices
 from streams.domain.billing.usage import LEDGER_KEPT_MS
-from tests.support.meter_world import World, usage
+from tests.support.meter_world import World, nothing, usage
 
 _DAY_S = 86_400
 _BATCH_INPUT = "backhaul_batch_input_tokens"
@@ -82,10 +82,10 @@ async def test_two_reviews_at_once_send_what_was_parked_once() -> None:
     world.log.append(usage("ada", "batch_1", range(10), world.clock.now_ms()))
     await world.settle()
     world.customers["ada"] = "cus_ada"
-    world.pause_s = 0.02
+    world.meanwhile = lambda _: asyncio.sleep(0.02)
     slow = asyncio.create_task(world.sender.review())
     await asyncio.sleep(0)
-    world.pause_s = 0.0
+    world.meanwhile = nothing
     await world.sender.review()
     await world.turn()
     await slow

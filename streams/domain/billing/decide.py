@@ -6,8 +6,8 @@
     parked, rejected ──write off──► written_off         it is never billed
     parked (sums_unclear) ──arrived──► confirmed        somebody has looked: it is there
 
-A decision is written into the row of its send with its offset in the log, so that a replay of it,
-or of an earlier one, changes nothing.
+A decision, refused or not, is written into the row of its send with its offset in the log, so that
+a replay of it, or of an earlier one, changes nothing.
 """
 
 from __future__ import annotations
@@ -50,31 +50,29 @@ class Refusal(StrEnum):
     NOT_UNCLEAR = "not_unclear"
 
 
-def decide(
-    send: MeterSend, command: BillingCommand, offset: int, now_ms: int
-) -> MeterSend | Refusal:
-    """The send as the command makes it, or why it may not."""
-    match command.kind:
-        case BillingCommandKind.CANCEL:
-            found = _cancelled(send, now_ms)
-        case BillingCommandKind.SEND:
-            found = _released(send, now_ms)
-        case BillingCommandKind.WRITE_OFF:
-            waits = send.state in (SendState.PARKED, SendState.REJECTED)
-            gone = SendState.WRITTEN_OFF
-            # Why it waited stays to be seen.
-            found = changed(send, gone, now_ms, send.reason) if waits else Refusal.NOT_WAITING
-        case BillingCommandKind.ARRIVED:
-            unclear = send.state is SendState.PARKED and send.reason == UNCLEAR
-            there = SendState.CONFIRMED
-            found = changed(send, there, now_ms) if unclear else Refusal.NOT_UNCLEAR
-        case BillingCommandKind.UNKNOWN:
-            return Refusal.UNKNOWN_COMMAND
-        case _:
-            assert_never(command.kind)
+def decide(send: MeterSend, command: BillingCommand, offset: int, now_ms: int) -> MeterSend:
+    """The send as the command makes it, or as it was with why it may not (command_refusal)."""
+    found = _obeyed(send, command, now_ms)
     if isinstance(found, Refusal):
-        return found
-    return replace(found, command=command, command_offset=offset)
+        return replace(
+            send, watermark=send.watermark + 1, command_offset=offset, command_refusal=found.value
+        )
+    return replace(found, command=command, command_offset=offset, command_refusal="")
+
+
+def onto(known: MeterSend, send: MeterSend) -> MeterSend:
+    """The send, made of an older row than the known one: what was refused meanwhile stays so.
+
+    Nothing else can have changed it: while its lane is at it, all commands are refused.
+    """
+    if known.command_offset <= send.command_offset:
+        return send
+    return replace(
+        send,
+        watermark=max(known.watermark, send.watermark) + 1,
+        command_offset=known.command_offset,
+        command_refusal=known.command_refusal,
+    )
 
 
 def bounded(command: BillingCommand) -> BillingCommand:
@@ -86,11 +84,6 @@ def bounded(command: BillingCommand) -> BillingCommand:
         reason=command.reason[:MAX_REASON],
         by=command.by[:MAX_BY],
     )
-
-
-def passed(send: MeterSend, offset: int) -> MeterSend:
-    """A command was refused: it must not be obeyed at a replay, when things may be otherwise."""
-    return replace(send, watermark=send.watermark + 1, command_offset=offset)
 
 
 def taken_back(send: MeterSend, now_ms: int) -> MeterSend:
@@ -116,6 +109,27 @@ def decision(
         tokens=0 if send is None else send.tokens,
         at_ms=now_ms,
     )
+
+
+def _obeyed(send: MeterSend, command: BillingCommand, now_ms: int) -> MeterSend | Refusal:
+    match command.kind:
+        case BillingCommandKind.CANCEL:
+            return _cancelled(send, now_ms)
+        case BillingCommandKind.SEND:
+            return _released(send, now_ms)
+        case BillingCommandKind.WRITE_OFF:
+            waits = send.state in (SendState.PARKED, SendState.REJECTED)
+            gone = SendState.WRITTEN_OFF
+            # Why it waited stays to be seen.
+            return changed(send, gone, now_ms, send.reason) if waits else Refusal.NOT_WAITING
+        case BillingCommandKind.ARRIVED:
+            unclear = send.state is SendState.PARKED and send.reason == UNCLEAR
+            there = SendState.CONFIRMED
+            return changed(send, there, now_ms) if unclear else Refusal.NOT_UNCLEAR
+        case BillingCommandKind.UNKNOWN:
+            return Refusal.UNKNOWN_COMMAND
+        case _:
+            assert_never(command.kind)
 
 
 def _cancelled(send: MeterSend, now_ms: int) -> MeterSend | Refusal:
