@@ -71,6 +71,11 @@ async def test_an_event_is_taken_back(any_sink: MeterSink) -> None:
     await any_sink.cancel(event().identifier, METER)
 
 
+async def test_the_sum_of_a_minute_is_told(any_sink: MeterSink) -> None:
+    # The only meter that stripe-mock has, with a sum that it makes up.
+    assert await _minute(any_sink, event().at_ms, meter="test-meter-event-name") in (0, 25)
+
+
 async def test_an_identifier_counts_once(sink: MeterSink) -> None:
     first = event()
     await sink.send(first)
