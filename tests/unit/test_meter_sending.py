@@ -187,7 +187,7 @@ async def test_a_replay_36_days_later_changes_nothing() -> None:
     world = _world()
     world.log.append(usage("ada", "batch_1", range(600), world.clock.now_ms()))
     await world.settle()
-    calls = len(world.sink.calls)
+    calls, states = len(world.sink.calls), _states(world)
     for days in (1, 36, 97 - 37):
         world.clock.advance(days * _DAY_S + 3600)
         await world.books.delete_old(world.clock.now_ms())
@@ -197,6 +197,7 @@ async def test_a_replay_36_days_later_changes_nothing() -> None:
         await world.settle()
     assert len(world.sink.calls) == calls
     assert world.sink.totals() == world.expected()
+    assert _states(world) == states, "nothing waits to be released and billed again"
 
 
 async def test_the_ledger_leaves_the_tables_when_no_replay_can_touch_it() -> None:
