@@ -257,7 +257,8 @@ REALTIME_ANSWERS = Metric(
     "backhaul_realtime_answers_total",
     MetricKind.COUNTER,
     "Real-time requests by how they ended at the gateway: answered, refused (by the upstream), "
-    "gone (the client), slow (the client), full, no_worker, worker_lost, timeout, failed.",
+    "gone (the client), slow (the client), full, share (full for its tenant), no_worker, "
+    "worker_lost, timeout, failed.",
     ("result",),
 )
 REALTIME_CALLS = Metric(

@@ -96,7 +96,8 @@ class Settings(BaseSettings):
     max_prompt_bytes: int = Field(default=64 * _MIB, ge=1)
     #: Bodies above this travel as a claim check.
     claim_check_bytes: int = Field(default=256 * 1024, ge=1024)
-    #: Real-time requests that one gateway waits for at once; more are told to come back.
+    #: Real-time requests that one gateway waits for at once; more are told to come back, and so is
+    #: a tenant that has more open than there is room left.
     realtime_max_pending: int = Field(default=800, ge=1)
     #: How long a real-time request may take in all.
     realtime_timeout_s: float = Field(default=600.0, gt=0)

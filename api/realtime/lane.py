@@ -12,6 +12,7 @@ before had asked.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -84,6 +85,8 @@ class Lane:
         self._silence_s = silence_s
         self._name = f"gateway-{settings.instance}"
         self._pending: dict[str, Pending] = {}
+        #: How many of them each tenant has.
+        self._open: Counter[str] = Counter()
         self._timers: dict[str, tuple[asyncio.TimerHandle, asyncio.TimerHandle]] = {}
         #: When each start of a worker was heard last, and the last start of each worker.
         self._heard: dict[str, float] = {}
@@ -109,12 +112,7 @@ class Lane:
 
     def begin(self, request_id: str, tenant: str, asked: Asked) -> Pending:
         """A request that will be sent. Raises RateLimited. finish() it, whatever happens."""
-        if len(self._pending) >= self._settings.realtime_max_pending:
-            self._metrics.counter(REALTIME_ANSWERS).labels("full").inc()
-            raise RateLimited(
-                "This server has too many requests at once; try again in a moment.",
-                code="rate_limit_exceeded",
-            )
+        self._check_room(tenant)
         now_ms, timeout_s = self._clock.now_ms(), self._settings.realtime_timeout_s
         request = RealtimeRequest(
             request_id=request_id,
@@ -132,6 +130,7 @@ class Lane:
         )
         pending = Pending(request, self._settings.realtime_buffer_bytes)
         self._pending[request_id] = pending
+        self._open[tenant] += 1
         loop = asyncio.get_running_loop()
         self._timers[request_id] = (
             loop.call_later(self._accept_s, self._not_accepted, pending),
@@ -153,8 +152,11 @@ class Lane:
 
     def finish(self, pending: Pending) -> None:
         """Nobody waits for it any more; if its answer is not whole, its call is cut."""
-        request_id = pending.request.request_id
+        request_id, tenant = pending.request.request_id, pending.request.tenant
         del self._pending[request_id]
+        self._open[tenant] -= 1
+        if not self._open[tenant]:
+            del self._open[tenant]
         for timer in self._timers.pop(request_id):
             timer.cancel()
         whole = pending.result in (Result.ANSWERED, Result.REFUSED, Result.FAILED)
@@ -164,6 +166,25 @@ class Lane:
         result = pending.result or Result.GONE
         self._metrics.counter(REALTIME_ANSWERS).labels(result.value).inc()
         self._metrics.gauge(REALTIME_PENDING).set(len(self._pending))
+
+    def _check_room(self, tenant: str) -> None:
+        """Raises RateLimited if there is no room, or none for a tenant that has much already.
+
+        A tenant may have one more than there is room left: alone half of it all, two that want
+        all a third each. So there is room for somebody else.
+        """
+        room = self._settings.realtime_max_pending - len(self._pending)
+        if room <= 0:
+            result, whose = "full", "This server has"
+        elif self._open[tenant] > room:
+            result, whose = "share", "You have"
+        else:
+            return
+        self._metrics.counter(REALTIME_ANSWERS).labels(result).inc()
+        raise RateLimited(
+            f"{whose} too many requests open at once; try again in a moment.",
+            code="rate_limit_exceeded",
+        )
 
     def _not_accepted(self, pending: Pending) -> None:
         if pending.worker is None:

@@ -1,9 +1,8 @@
-"""Runs the real-time calls of one upstream pool: so many at once, the others wait in order."""
+"""Runs the real-time calls of one upstream pool: so many at once, the others wait their turns."""
 
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
@@ -13,6 +12,7 @@ from schemas.records import RealtimePoolLoad
 from streams.background import Broken
 from streams.places import Places
 from streams.realtime_worker.call import Call
+from streams.realtime_worker.turns import Turns
 
 #: Most samples of a kind in one load record; of more, a fair choice is kept.
 MAX_SAMPLES = 128
@@ -56,7 +56,7 @@ class Pool:
         self._ttft: Samples[tuple[int, int]] = Samples()
         self._ttft_shown = ttft
         self._max_in_flight = max_in_flight
-        self._waiting: deque[Call] = deque()
+        self._waiting = Turns()
         self._running = Places(run, self._fill, broken)
 
     @property
@@ -67,7 +67,7 @@ class Pool:
     @property
     def waiting_since_ms(self) -> int | None:
         """When the gateway sent what waits here longest; None if nothing waits."""
-        return self._waiting[0].request.at_ms if self._waiting else None
+        return self._waiting.oldest_ms
 
     def first_token(self, sent_ms: int, after_s: float) -> None:
         """A stream's first event came so long after its request was sent."""
@@ -83,12 +83,12 @@ class Pool:
 
     def add(self, call: Call) -> None:
         """Takes a call; it runs as soon as there is a place."""
-        self._waiting.append(call)
+        self._waiting.add(call)
         self._fill()
 
     def cancel(self, call: Call) -> None:
         """Cuts it if it runs; if it waits, it is forgotten."""
-        if not self._running.cut(call) and call in self._waiting:
+        if not self._running.cut(call):
             self._waiting.remove(call)
 
     def load(self) -> RealtimePoolLoad:
@@ -114,7 +114,7 @@ class Pool:
 
     def _fill(self) -> None:
         while self._waiting and len(self._running) < self._max_in_flight:
-            self._running.start(self._waiting.popleft())
+            self._running.start(self._waiting.take())
 
 
 def _microseconds(seconds: float) -> int:

@@ -400,6 +400,30 @@ async def test_more_requests_than_allowed_are_told_to_come_back() -> None:
         await eventually(lambda: worker.upstream.running == 0)
 
 
+async def test_a_tenant_that_fills_the_lane_leaves_room_for_others() -> None:
+    settings = Settings(realtime_max_pending=4)
+    async with (
+        running_gateway(upstreams=UPSTREAMS, settings=settings) as gateway,
+        lane_worker(gateway.log, always(Hang())) as worker,
+    ):
+        waiting = [asyncio.create_task(_chat(gateway)) for _ in range(3)]
+        await eventually(lambda: worker.upstream.running == 3)
+        error = await _refused(gateway)
+        assert (error.status_code, error.code) == (429, "rate_limit_exceeded")
+        assert int(error.response.headers["Retry-After"]) >= 1
+        ask = gateway.client("rival").chat.completions.create
+        waiting.append(asyncio.create_task(ask(model="m1", messages=MESSAGES)))
+        await eventually(lambda: worker.upstream.running == 4)
+        waiting.pop(0).cancel()
+        waiting.pop(0).cancel()
+        await eventually(lambda: worker.upstream.running == 2)
+        waiting.append(asyncio.create_task(_chat(gateway)))
+        await eventually(lambda: worker.upstream.running == 3)
+        for task in waiting:
+            task.cancel()
+        await eventually(lambda: worker.upstream.running == 0)
+
+
 async def test_parts_that_come_twice_or_from_another_worker_change_nothing(
     gateway: GatewayUnderTest,
 ) -> None:

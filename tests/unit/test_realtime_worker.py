@@ -208,6 +208,26 @@ async def test_calls_cancelled_before_their_first_step_give_their_places_back() 
         assert (load.in_flight, load.pools[0].in_flight, load.pools[0].waiting) == (0, 0, 0)
 
 
+async def test_a_tenant_with_many_calls_waiting_is_in_nobodys_way() -> None:
+    async with desk(always(Hang())) as made:
+        running = [request() for _ in range(4)]
+        for one in running:
+            made.worker.take(one)
+        await eventually(lambda: made.upstream.running == 4)
+        for number in range(3):
+            made.worker.take(request(body=b'{"n":"a%d"}' % number, at_ms=1_000 + number))
+        for number in range(2):
+            made.worker.take(request(tenant="rival", body=b'{"n":"r%d"}' % number, at_ms=1_500))
+        assert made.worker.pools["one"].waiting_since_ms == 1_000
+        for one in running:
+            made.worker.cancel(_cancel(one.request_id))
+        await eventually(lambda: len(made.upstream.requests) == 8)
+        begun = [msgspec.json.decode(body)["n"] for _, body in made.upstream.requests[4:]]
+        assert begun == ["a0", "r0", "a1", "r1"]
+        load = made.worker.load(stopping=False)
+        assert (load.pools[0].waiting, load.oldest_wait_ms) == (1, 998)
+
+
 async def test_a_gateway_that_was_started_again_cancels_only_what_it_asked_before() -> None:
     async with desk(always(Hang())) as made:
         for changes in ({}, {"at_ms": 1_600}, {"gateway": "gateway-1"}):
