@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from schemas.records import Usage
 from streams.domain.outcome.estimated import ESTIMATED
-from streams.domain.outcome.long_event import MAX_USAGE_BYTES, LongEvent
+from streams.domain.outcome.long_event import MAX_NAMES, MAX_USAGE_BYTES, LongEvent
 from streams.domain.outcome.streamed import Used
 from streams.domain.outcome.usage import ABSURD, MISSING
 from streams.realtime_worker.events import MAX_EVENT_BYTES, Events
@@ -237,6 +237,7 @@ def test_an_event_of_megabytes_is_passed_on_in_pieces_and_its_usage_is_read() ->
         b'{"input_tokens":3',
         b'{"input_tokens":\xff}',
         b'{"x":' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"input_tokens":3},' + b'"usage":{},' * MAX_NAMES + b'"x":{}',
     ],
 )
 def test_usage_that_can_not_be_read_is_estimated_and_not_free(usage: bytes) -> None:
