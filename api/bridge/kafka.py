@@ -31,6 +31,8 @@ _STALLED_S = 30.0
 _POLL_MS = 1000
 #: The broker dates what comes from tenants; who writes commands dates them, by a clock of its own.
 _CLOCKS_DIFFER_MS = 10 * 60 * 1000
+#: Who is lent a connection waits for what was asked for before.
+_FETCH_MAX_WAIT_MS = 10
 _PART_FETCH_BYTES = 4 * 1024 * 1024
 
 
@@ -134,6 +136,8 @@ class ReadAgain:
             raise friendly(error, self._settings) from error
         finally:
             if consumer is not None:
+                # Else it would go on asking for what comes.
+                consumer.pause(*consumer.assignment())
                 self._free.append(consumer)
 
     async def _started(self) -> AIOKafkaConsumer:
@@ -144,6 +148,7 @@ class ReadAgain:
             auto_offset_reset="earliest",
             isolation_level="read_committed",
             max_partition_fetch_bytes=_PART_FETCH_BYTES,
+            fetch_max_wait_ms=_FETCH_MAX_WAIT_MS,
             request_timeout_ms=REQUEST_TIMEOUT_MS,
         )
         try:
