@@ -112,7 +112,9 @@ async def test_a_bridge_killed_at_work_delivers_every_line_once_and_in_order(
     mine = [r for r in told.records if r.key == b"big"]
     kinds = Counter(kind_of(r) for r in mine)
     assert kinds["output"] + kinds["error"] == LINES + 1
-    assert (kinds["accepted"], kinds["end"], kind_of(mine[-1])) == (2, 2, "end")
+    assert (kinds["end"], kind_of(mine[-1])) == (2, "end")
+    # The kill may come between the answer and the commit: then that is told again.
+    assert kinds["accepted"] in (2, 3)
     lines = [r for r in mine if kind_of(r) in ("output", "error")]
     assert [int(dict(r.headers)[LINE]) for r in lines] == [*range(LINES), 0]
     ids = [json.loads(r.value)["custom_id"] for r in lines]
