@@ -5,6 +5,8 @@
     an orphaned upload           an object under files/ that no record names, after a day
     a prompt's past              heads that a newer one replaced or that lost a race, and texts of
                                  versions that no head lists: their tombstones
+    a webhook endpoint's past    writes that a newer one replaced or that lost a race, and after a
+                                 day what says that it is deleted: their tombstones
 
 Every gateway runs it. Nothing needs a lock: it deletes only what the log says has ended, deletions
 and tombstones may be repeated, and the grace period is far longer than a request, so a file that
@@ -21,7 +23,7 @@ import structlog
 
 from api.gateway import Gateway
 from schemas.records import BatchSnapshot, FileRecord
-from schemas.topics import FILE, PROMPT
+from schemas.topics import FILE, PROMPT, WEBHOOK
 from streams.domain import keys
 from streams.kafka.errors import KafkaBaseError
 from streams.ports.object_store import ObjectStoreError
@@ -35,9 +37,10 @@ _UPLOADS = "files/"
 @dataclass(frozen=True, kw_only=True)
 class CleanupTimes:
     """Seconds. grace_s: from a file's or batch's end to the end of its bytes, and from a prompt's
-    head to its tombstone once it is replaced. orphan_s: the age at which an object without a
-    record, or a version's text that no head lists, is one nobody will name. forget_s: how long
-    the read model remembers a file that is gone."""
+    head or an endpoint's write to its tombstone once it is replaced. orphan_s: the age at which an
+    object without a record, or a version's text that no head lists, is one nobody will name, and
+    nobody writes a deleted endpoint any more. forget_s: how long the read model remembers a file
+    that is gone."""
 
     pass_every_s: float = 60.0
     uploads_every_s: float = 3600.0
@@ -86,6 +89,7 @@ class Cleanup:
                 await self._remove_working_objects(batch)
         await self._gateway.rows.forget_files(self._before_ms(self._times.forget_s))
         await self._end_past_prompts()
+        await self._end_past_endpoints()
 
     async def remove_orphaned_uploads(self) -> None:
         """Looks at every uploaded object. Raises KafkaBaseError, ObjectStoreError."""
@@ -121,6 +125,17 @@ class Cleanup:
                 await self._gateway.send(PROMPT, key, None)
             await self._gateway.sync()
             log.info("Old records of prompts ended.", action="prompts_cleaned", records=len(old))
+
+    async def _end_past_endpoints(self) -> None:
+        past_ms = self._before_ms(self._times.grace_s)
+        deleted_ms = self._before_ms(self._times.orphan_s)
+        while old := await self._gateway.webhooks.past(
+            past_ms=past_ms, deleted_ms=deleted_ms, limit=_ROUND
+        ):
+            for key in old:
+                await self._gateway.send(WEBHOOK, key, None)
+            await self._gateway.sync()
+            log.info("Old records of webhooks ended.", action="webhooks_cleaned", records=len(old))
 
     async def _remove_file(self, file: FileRecord) -> None:
         await self._gateway.store.delete(file.object.key)

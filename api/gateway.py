@@ -21,7 +21,6 @@ from api.catalogue import ModelCatalogue
 from api.forecasts import Forecasts
 from api.log_port import LogProducer
 from api.partial import PartialOutputs
-from api.places import Places
 from api.prompts.facts import PromptFacts
 from api.read_model.follower import Follower
 from api.read_model.prompt_queries import PromptQueries
@@ -30,6 +29,7 @@ from api.read_model.realtime_rows import RealtimeQueries
 from api.read_model.store import ReadModelStore
 from api.read_model.webhook_rows import WebhookQueries
 from api.realtime.lane import Lane
+from api.shares import Shares
 from api.views import JSON
 from schemas.records import BatchSnapshot, FileRecord, Record
 from schemas.topics import Topic
@@ -103,9 +103,9 @@ class Gateway:
     timeouts: Timeouts = Timeouts()
     #: Each upload holds a megabyte or two.
     uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_UPLOADS))
-    scans: Places = field(default_factory=lambda: Places(MAX_SCANS, SHARE))
+    scans: Shares = field(default_factory=lambda: Shares(MAX_SCANS, SHARE))
     #: Each batch made from rows holds its request's body, and that twice.
-    makings: Places = field(default_factory=lambda: Places(MAX_MAKINGS, SHARE))
+    makings: Shares = field(default_factory=lambda: Shares(MAX_MAKINGS, SHARE))
 
     #: What the templates of stored prompts read.
     prompt_facts: PromptFacts = field(default_factory=PromptFacts)

@@ -204,12 +204,14 @@ PROMPT = Topic(
 )
 WEBHOOK = Topic(
     name="webhook.v1",
-    key="endpoint id",
+    key="endpoint id, or that of one change",
     records=(r.WebhookEndpoint,),
     partitions=1,
     cleanup=Cleanup.COMPACT,
     retention_s=None,
-    why="Tenants' webhook endpoints with their secrets, until a tombstone follows. Small.",
+    why="Tenants' webhook endpoints with their secrets. Small. As on the prompts' topic no two "
+    "writes share a key, and what is superseded or deleted gets a tombstone. One partition, so "
+    "that all writes of an endpoint have an order.",
 )
 WEBHOOK_EVENT = Topic(
     name="webhook.event.v1",

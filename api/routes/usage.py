@@ -19,9 +19,9 @@ from aiohttp import hdrs, web
 from api import views
 from api.auth import TENANT
 from api.gateway import GATEWAY, Gateway
-from api.places import Place
 from api.read_model.schema import ended_at_ms
 from api.routes.paging import unknown_after
+from api.shares import Place
 from api.usage_query import UsageQuery, day_of, day_start_s, usage_query
 from api.views import JSON
 from schemas.records import BatchSnapshot

@@ -1,7 +1,8 @@
-"""Changing a webhook endpoint: update and rotate_secret as OpenAI has them; enabling is ours.
+"""Changing a webhook endpoint: update, rotate_secret, delete as OpenAI has them; enabling is ours.
 
-An endpoint is one record that holds all of it, so two changes at once must not both begin from
-the same one: one at a time in a gateway, and each says so if it finds another gateway's after it.
+An endpoint's record holds all of it, so of two changes that began from the same one only one may
+count: the first in the log, for every reader. One at a time is made in a gateway; where another
+gateway's came first, the change is not made, and whoever asked for it is told.
 """
 
 from __future__ import annotations
@@ -12,12 +13,21 @@ from aiohttp import web
 
 from api import checks, views, webhook_views
 from api.body import json_object
-from api.errors import Conflict
+from api.errors import Conflict, Unavailable
 from api.gateway import GATEWAY, Gateway
 from api.routes import webhooks
 from schemas.records import WebhookCommandKind, WebhookEndpoint
 from schemas.topics import WEBHOOK
-from streams.domain.webhooks.endpoints import MAX_OLD, TooManySecretsError, rotated, updated
+from streams.domain.ids import new_write_id
+from streams.domain.webhooks.endpoints import (
+    MAX_OLD,
+    TooManySecretsError,
+    deleted,
+    record_key,
+    rotated,
+    updated,
+    written,
+)
 from streams.domain.webhooks.events import SECRET_BYTES, secret_of
 
 _KEEP = "keep_old_secret_active_for_24_hours"
@@ -66,6 +76,18 @@ async def rotate_secret(request: web.Request) -> web.Response:
     return views.answer(webhook_views.endpoint(now, disabled, secret=True))
 
 
+@routes.delete(webhooks.BASE + "/{endpoint_id}")
+async def delete(request: web.Request) -> web.Response:
+    """Deletes an endpoint, its log, and what it has not been told yet."""
+    gateway = request.app[GATEWAY]
+    async with webhooks.lock_of(request):
+        before = await _latest(request)
+        await _write(gateway, before, deleted(before, gateway.clock.now_ms()))
+    return views.answer(
+        {"id": before.endpoint_id, "object": "webhook_endpoint.deleted", "deleted": True}
+    )
+
+
 async def _update(
     request: web.Request,
     *,
@@ -100,13 +122,19 @@ async def _latest(request: web.Request) -> WebhookEndpoint:
 
 
 async def _write(gateway: Gateway, before: WebhookEndpoint, now: WebhookEndpoint) -> None:
-    """Publishes what has changed. Raises Conflict if another change came at the same time."""
+    """Publishes what has changed. Raises Conflict if another change came first, Unavailable."""
     if now is before:
         return
-    await gateway.publish(WEBHOOK, now.endpoint_id, now)
-    await gateway.sync()
-    if await gateway.webhooks.endpoint(now.tenant, now.endpoint_id) != now:
-        raise Conflict("The webhook endpoint was changed at the same time. Look at it, then retry.")
+    now = written(now, before, new_write_id())
+    key = record_key(now)
+    if not await gateway.publish(WEBHOOK, key, now):
+        # Only the log knows whether it counts.
+        raise Unavailable("The server is not able to answer just now.", code="unavailable")
+    if not await gateway.webhooks.won(key):
+        raise Conflict(
+            "The webhook endpoint was changed at the same time by another request, and this "
+            "change was not made. Look at the endpoint, then ask again."
+        )
 
 
 def _flag(body: dict[str, object], name: str) -> bool | None:

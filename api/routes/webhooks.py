@@ -1,6 +1,6 @@
-"""/v1/webhook_endpoints: create, list, get, delete as OpenAI has them; the log and replay are ours.
+"""/v1/webhook_endpoints: create, list and get as OpenAI has them; the log and replay are ours.
 
-Changes of an endpoint are in `webhook_changes`.
+Changes of an endpoint, and its deletion, are in `webhook_changes`.
 
 Tests, replays and enabling are commands to the webhook-worker, which alone knows how a delivery
 stands; they are answered once the log has them.
@@ -76,19 +76,6 @@ async def list_endpoints(request: web.Request) -> web.Response:
 async def get(request: web.Request) -> web.Response:
     """One endpoint."""
     return views.answer(await endpoint_shown(request.app[GATEWAY], await endpoint_of(request)))
-
-
-@routes.delete(BASE + "/{endpoint_id}")
-async def delete(request: web.Request) -> web.Response:
-    """Deletes an endpoint, its log, and what it has not been told yet."""
-    gateway = request.app[GATEWAY]
-    async with lock_of(request):
-        endpoint = await endpoint_of(request)
-        place = await gateway.send(WEBHOOK, endpoint.endpoint_id, None)
-        await gateway.follower.reached(WEBHOOK, place, gateway.timeouts.read_back_s)
-    return views.answer(
-        {"id": endpoint.endpoint_id, "object": "webhook_endpoint.deleted", "deleted": True}
-    )
 
 
 @routes.get(BASE + "/{endpoint_id}/deliveries")

@@ -17,7 +17,11 @@ class OldSecret(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WebhookEndpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """An address of a tenant's that is told of events; a tombstone follows when it is deleted."""
+    """An address of a tenant's that is told of events, as one write of several has it.
+
+    Of all writes of an endpoint the one with the highest revision counts, and of several with
+    that one the first in the log; streams.domain.webhooks.endpoints has the key of each.
+    """
 
     endpoint_id: str
     tenant: str
@@ -29,6 +33,9 @@ class WebhookEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     old_secrets: tuple[OldSecret, ...] = ()
     enabled: bool = True
     updated_at_ms: int | None = None
+    revision: int = 0
+    write_id: str = ""
+    deleted_at_ms: int | None = None
 
 
 class BatchEnded(msgspec.Struct, frozen=True, kw_only=True):

@@ -97,7 +97,7 @@ def version_key_part(slug: str, key: str) -> str:
 
 
 def new_write_id() -> str:
-    """An id for one write of a prompt's head."""
+    """An id for one write of a prompt's head or of a webhook endpoint."""
     return _fresh()
 
 

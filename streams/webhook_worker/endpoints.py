@@ -9,6 +9,7 @@ from typing import Protocol
 import structlog
 
 from schemas.records import WebhookEndpoint
+from streams.domain.webhooks.endpoints import endpoint_id_of, record_key, supersedes
 from streams.kafka.errors import KafkaBaseError
 from streams.kafka.reader import ReadRecord
 
@@ -51,11 +52,16 @@ class Endpoints:
 
     def get(self, endpoint_id: str) -> WebhookEndpoint | None:
         """The endpoint, if there is one."""
-        return self._known.get(endpoint_id)
+        found = self._known.get(endpoint_id)
+        return None if found is None or found.deleted_at_ms is not None else found
 
     def of(self, tenant: str) -> list[WebhookEndpoint]:
         """The tenant's endpoints."""
-        return [endpoint for endpoint in self._known.values() if endpoint.tenant == tenant]
+        return [
+            endpoint
+            for endpoint in self._known.values()
+            if endpoint.tenant == tenant and endpoint.deleted_at_ms is None
+        ]
 
     async def work(self) -> None:
         """Reads for ever."""
@@ -88,10 +94,19 @@ class Endpoints:
             await self._moved.wait()
 
     def _take(self, read: ReadRecord) -> None:
+        endpoint_id = endpoint_id_of(read.key)
+        before = self._known.get(endpoint_id)
         if isinstance(read.record, WebhookEndpoint):
-            self._known[read.key] = read.record
-        elif self._known.pop(read.key, None) is not None:
-            self._on_deleted(read.key)
+            if not supersedes(read.record, before):
+                return
+            self._known[endpoint_id] = read.record
+            if read.record.deleted_at_ms is not None and before is not None:
+                self._on_deleted(endpoint_id)
+        elif before is not None and record_key(before) == read.key:
+            # What counts gets no tombstone but once it is long deleted. Version 1 deleted so.
+            del self._known[endpoint_id]
+            if read.key == endpoint_id:
+                self._on_deleted(endpoint_id)
 
 
 def _warn(error: KafkaBaseError) -> None:

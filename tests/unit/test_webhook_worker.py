@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import msgspec
+import pytest
 
 from api.log_fake import FakeLog
 from schemas.codec import decode, encode
@@ -22,12 +23,14 @@ from schemas.records import (
     WebhookCommand,
     WebhookCommandKind,
     WebhookDelivery,
+    WebhookEndpoint,
     WebhookState,
 )
 from schemas.topics import WEBHOOK, WEBHOOK_DELIVERY
 from streams.adapters.webhook_sender_fake import FakeWebhookSender
 from streams.domain.clock import ManualClock
 from streams.domain.webhooks.deliveries import Attempt
+from streams.domain.webhooks.endpoints import deleted, record_key, written
 from streams.domain.webhooks.events import event_id, secret_of
 from streams.kafka.role import Consumed
 from streams.webhook_worker.books import Books, Cause, Row
@@ -96,6 +99,7 @@ class Desk:
             )
         )
         self.offset: int = before.offset if before else 0
+        self.made: dict[str, WebhookEndpoint] = before.made if before else {}
         self.tasks: list[asyncio.Task[None]] = []
 
     def forget(self, endpoint_id: str) -> None:
@@ -117,8 +121,21 @@ class Desk:
         assert self.broken == []
 
     async def add(self, endpoint_id: str, tenant: str = "acme", **changes: Any) -> None:
+        """Makes it, or changes it."""
         made = endpoint(f"https://{endpoint_id}.example/", endpoint_id, tenant)
-        await self.log.send(WEBHOOK, endpoint_id, msgspec.structs.replace(made, **changes))
+        before = self.made.get(endpoint_id)
+        now = msgspec.structs.replace(made, **changes)
+        await self.write(now if before is None else written(now, before, "w"))
+
+    async def write(self, endpoint: WebhookEndpoint) -> None:
+        """Writes it as a gateway does."""
+        self.made[endpoint.endpoint_id] = endpoint
+        await self.log.send(WEBHOOK, record_key(endpoint), endpoint)
+
+    async def delete(self, endpoint_id: str) -> None:
+        """Deletes it as a gateway does."""
+        before = self.made[endpoint_id]
+        await self.write(written(deleted(before, self.clock.now_ms()), before, "w"))
 
     async def feed(self, record: Record, *, live: bool = True, offset: int | None = None) -> Event:
         if offset is None:
@@ -333,13 +350,16 @@ async def test_a_replay_has_the_same_id_and_is_only_its_tenants_to_ask() -> None
         assert desk.of("batch_1").state is DeliveryState.DELIVERED, "read again, it does nothing"
 
 
-async def test_a_deleted_endpoint_is_told_no_more_and_nothing_of_it_is_kept() -> None:
+@pytest.mark.parametrize("tombstone", [False, True], ids=["now", "as version 1 did"])
+async def test_a_deleted_endpoint_is_told_no_more_and_nothing_of_it_is_kept(
+    *, tombstone: bool
+) -> None:
     async with working() as desk:
         await desk.add("we_1")
         desk.sender.hanging.add("https://we_1.example/")
         await desk.end("batch_1")
         await eventually(lambda: desk.sender.sent, 5)
-        await desk.log.send(WEBHOOK, "we_1", None)
+        await (desk.log.send(WEBHOOK, "we_1", None) if tombstone else desk.delete("we_1"))
         await eventually(lambda: desk.rows.data == {}, 5)
         await eventually(lambda: not desk.sender.running["https://we_1.example/"], 5)
         shown = desk.log.of
@@ -353,9 +373,30 @@ async def test_what_was_deleted_while_nobody_worked_goes_at_the_start() -> None:
         await desk.add("we_1")
         await desk.end("batch_1")
         await desk.until("batch_1", DeliveryState.DELIVERED)
-    await desk.log.send(WEBHOOK, "we_1", None)
+    await desk.delete("we_1")
     async with working(desk) as again:
         assert again.rows.data == {}
+
+
+async def test_a_change_that_lost_against_another_is_not_signed_with_and_undoes_no_deletion() -> (
+    None
+):
+    async with working() as desk:
+        await desk.add("we_1")
+        before = desk.made["we_1"]
+        await desk.add("we_1", url="https://new.example/")
+        loser = written(before, before, "loser")
+        await desk.log.send(WEBHOOK, record_key(loser), loser)
+        await desk.log.send(WEBHOOK, record_key(before), None)
+        await desk.end("batch_1")
+        await desk.until("batch_1", DeliveryState.DELIVERED)
+        assert [url for url, _ in desk.sender.sent] == ["https://new.example/"]
+        late = written(desk.made["we_1"], desk.made["we_1"], "late")
+        await desk.delete("we_1")
+        await desk.log.send(WEBHOOK, record_key(late), late)
+        await desk.end("batch_2")
+        await eventually(lambda: desk.rows.data == {}, 5)
+        assert len(desk.sender.sent) == 1
 
 
 async def test_the_gateways_are_shown_what_the_table_has_also_after_a_crash() -> None:

@@ -1,4 +1,10 @@
-"""What may change of a webhook endpoint, and with which secrets its events are signed."""
+"""What may change of a webhook endpoint, and with which secrets its events are signed.
+
+No two writes of an endpoint share a record key, and one counts if its revision is higher than
+that of the one before it. So of several gateways that changed the same revision the first in the
+log wins, for every reader and after any compaction: what counts is never the one that gets a
+tombstone.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +20,35 @@ MAX_OLD = 4
 
 class TooManySecretsError(ValueError):
     """As many replaced secrets are still good as may be."""
+
+
+def record_key(endpoint: WebhookEndpoint) -> str:
+    """The record key of a write. Nobody but its maker knows an endpoint as it is created."""
+    if endpoint.revision == 0:
+        return endpoint.endpoint_id
+    return f"{endpoint.endpoint_id}/{endpoint.revision}/{endpoint.write_id}"
+
+
+def endpoint_id_of(key: str) -> str:
+    """Whose record has this key."""
+    return key.partition("/")[0]
+
+
+def supersedes(endpoint: WebhookEndpoint, before: WebhookEndpoint | None) -> bool:
+    """Whether a write, read after `before`, counts."""
+    return before is None or endpoint.revision > before.revision
+
+
+def written(endpoint: WebhookEndpoint, before: WebhookEndpoint, write_id: str) -> WebhookEndpoint:
+    """The endpoint as the next write after `before`."""
+    return replace(endpoint, revision=before.revision + 1, write_id=write_id)
+
+
+def deleted(endpoint: WebhookEndpoint, now_ms: int) -> WebhookEndpoint:
+    """What is kept of it, so that no write that lost against the deletion brings it back."""
+    return replace(
+        endpoint, name="", url="", event_types=(), secret="", old_secrets=(), deleted_at_ms=now_ms
+    )
 
 
 def rotated(endpoint: WebhookEndpoint, secret: str, now_ms: int, *, keep: bool) -> WebhookEndpoint:

@@ -1,4 +1,4 @@
-"""Places for heavy work: so many at once in the process, and no tenant has more than its share."""
+"""Shares of heavy work: so much at once in the process, and of a tenant no more than its share."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Place:
         await self.take()
 
 
-class Places:
+class Shares:
     """total: at once in the process. share: at once for one tenant."""
 
     def __init__(self, total: int, share: int) -> None:
