@@ -261,6 +261,12 @@ REALTIME_ANSWERS = Metric(
     "worker_lost, timeout, failed.",
     ("result",),
 )
+REALTIME_ANSWERS_LOST = Metric(
+    "backhaul_realtime_answers_lost_total",
+    MetricKind.COUNTER,
+    "Real-time answers that ended with an error because the broker did not take parts of them for "
+    "30 s. Should stay 0; look at the brokers, and at the leaders of realtime.reply.",
+)
 REALTIME_CALLS = Metric(
     "backhaul_realtime_calls_total",
     MetricKind.COUNTER,
@@ -459,6 +465,7 @@ METRICS: tuple[Metric, ...] = (
     GATE_FIRST_TOKEN,
     REALTIME_PENDING,
     REALTIME_ANSWERS,
+    REALTIME_ANSWERS_LOST,
     REALTIME_CALLS,
     REALTIME_IN_FLIGHT,
     REALTIME_TTFT,

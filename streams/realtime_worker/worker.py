@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 from schemas.metrics import (
+    REALTIME_ANSWERS_LOST,
     REALTIME_CALLS,
     REALTIME_IN_FLIGHT,
     REALTIME_NOT_RUN,
@@ -63,7 +64,7 @@ class Worker:
         self._metrics = metrics
         self._changed = changed
         self._answered = answered
-        self._replies = Replies(name, process, send, clock, broken)
+        self._replies = Replies(name, process, send, clock, self._lost, broken)
         self._calls: dict[str, Call] = {}
         self._seen = _Ids()
         self._cancelled = _Ids()
@@ -112,8 +113,7 @@ class Worker:
             ]
         for call in calls:
             call.client_left = cancel.client_left
-            self.pools[call.request.pool].cancel(call)
-            self._forget(call)
+            self._cut(call)
 
     def load(self, *, stopping: bool) -> RealtimeLoad:
         """The load now, with the samples since the last time it was asked for."""
@@ -135,9 +135,8 @@ class Worker:
         self.stopping = True
         await asyncio.gather(*(pool.drain(budget_s) for pool in self.pools.values()))
         for call in list(self._calls.values()):
-            self.pools[call.request.pool].cancel(call)
+            self._cut(call)
             call.fail(FailureReason.UNREACHABLE)
-            self._forget(call)
         await self._replies.drain(_SEND_BUDGET_S)
 
     def _reason_not_to(self, request: RealtimeRequest) -> str | None:
@@ -184,6 +183,18 @@ class Worker:
         tokens.labels(pool, "cached").inc(usage.cached_tokens)
         tokens.labels(pool, "output").inc(usage.output_tokens)
         tokens.labels(pool, "reasoning").inc(usage.reasoning_tokens)
+
+    def _lost(self, request_ids: Collection[str]) -> None:
+        self._metrics.counter(REALTIME_ANSWERS_LOST).inc(len(request_ids))
+        for request_id in request_ids:
+            call = self._calls.get(request_id)
+            if call is not None:
+                # Nobody pays for it: its client gets an error.
+                self._cut(call)
+
+    def _cut(self, call: Call) -> None:
+        self.pools[call.request.pool].cancel(call)
+        self._forget(call)
 
     def _forget(self, call: Call) -> None:
         self._calls.pop(call.request.request_id, None)

@@ -272,6 +272,21 @@ async def test_a_stream_that_breaks_off_ends_with_an_error_event(
             await anext(parts)
 
 
+async def test_a_stream_of_which_the_broker_took_no_more_ends_with_an_error_event(
+    gateway: GatewayUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.realtime_worker.replies.GIVE_UP_S", -1.0)
+    endless = events(*["a"] * 5000, pause_s=0.02)
+    async with lane_worker(gateway.log, always(endless)) as worker:
+        parts = aiter(await _chat(gateway, stream=True))
+        await anext(parts)
+        worker.refused = 1
+        with pytest.raises(APIError, match="is gone"):
+            async for _ in parts:
+                pass
+        await eventually(lambda: worker.upstream.running == 0)
+
+
 async def test_without_a_worker_there_is_an_error_and_nothing_runs_later(
     gateway: GatewayUnderTest,
 ) -> None:

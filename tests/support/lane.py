@@ -16,6 +16,7 @@ from schemas.topics import CAPACITY, REALTIME_CANCEL, REALTIME_REPLY, REALTIME_R
 from streams.adapters.inference_fake import Behaviour, Events, FakeInferenceClient, Reply, Script
 from streams.domain.clock import SystemClock
 from streams.domain.upstreams import UpstreamTable, parse_upstreams
+from streams.kafka.errors import SendFailed
 from streams.realtime_worker.load import LoadReporter
 from streams.realtime_worker.upstream import Caller
 from streams.realtime_worker.worker import Worker
@@ -106,6 +107,8 @@ class LaneWorker:
         self.loads = LoadReporter(self.worker, self._load, self._changed)
         #: Parts of answers are thrown away, as if the worker hung.
         self.mute = False
+        #: So many records of parts are refused by the broker.
+        self.refused = 0
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -134,6 +137,9 @@ class LaneWorker:
                         self.worker.cancel(cancel)
 
     async def _reply(self, partition: int, record: RealtimeReplies) -> None:
+        if self.refused:
+            self.refused -= 1
+            raise SendFailed("the test says so")
         if not self.mute:
             await self._log.send_to(REALTIME_REPLY, partition, record)
 

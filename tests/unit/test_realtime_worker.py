@@ -11,7 +11,7 @@ from itertools import count
 import msgspec
 import pytest
 
-from schemas.metrics import REALTIME_NOT_RUN, REALTIME_TOKENS, Metrics
+from schemas.metrics import REALTIME_ANSWERS_LOST, REALTIME_NOT_RUN, REALTIME_TOKENS, Metrics
 from schemas.records import (
     RealtimeCancel,
     RealtimeLoad,
@@ -263,6 +263,24 @@ async def test_parts_that_the_broker_refuses_are_sent_again_in_order() -> None:
         asked = request()
         made.worker.take(asked)
         assert await made.ended(asked.request_id) == ["accepted", "head", "data", "end"]
+
+
+async def test_a_call_whose_answer_lost_parts_is_cut_and_nobody_pays_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("streams.realtime_worker.replies.GIVE_UP_S", -1.0)
+    async with desk(always(events(*["a"] * 5000, pause_s=0.02))) as made:
+        asked = request(stream=True)
+        made.worker.take(asked)
+        await eventually(lambda: "data" in made.kinds(asked.request_id))
+        made.failures = 1
+        assert (await made.ended(asked.request_id))[-1] == "failed"
+        await eventually(lambda: made.upstream.running == 0)
+        before, failed = made.parts(asked.request_id)[-2:]
+        assert failed.sequence > before.sequence + 1
+        assert made.metrics.counter(REALTIME_ANSWERS_LOST)._value.get() == 1
+        assert made.worker.load(stopping=False).in_flight == 0
+        assert made.used == []
 
 
 async def test_a_long_answer_travels_in_several_parts() -> None:
