@@ -219,7 +219,13 @@ async def part_sender(settings: Settings, role: str, part: TopicPart) -> AsyncIt
         await sender.start()
         yield sender
     finally:
-        await sender.stop()
+        stopping = asyncio.create_task(sender.stop())
+        try:
+            await asyncio.shield(stopping)
+        except asyncio.CancelledError:
+            # Left behind it would go on trying, and nobody would end it.
+            await stopping
+            raise
 
 
 def _heard(future: asyncio.Future[object]) -> None:

@@ -93,6 +93,21 @@ def test_a_note_remembers_the_last_batches_and_stays_small_enough_for_a_commit()
     assert len(done.begun("batch_x").after(10**9, 10**9).note().encode()) < 2300
 
 
+def test_a_note_keeps_what_others_were_half_done_and_not_too_many_of_them() -> None:
+    done = Delivered()
+    for n in range(300):
+        done = done.begun(f"batch_d{n}").ended()
+    for n in range(20):
+        done = Delivered.of(done.begun(f"batch_{n}").after(10**9, 10**9 - n).note())
+    note = done.begun("batch_x").after(10**9, 10**9).note()
+    assert len(note.encode()) < 2900
+    for n in range(10, 20):
+        done = Delivered.of(note).begun(f"batch_{n}")
+        assert (done.next, done.sent) == (10**9 + 1, 10**9 - n)
+        assert done.ended().begun(f"batch_{n}").next == 0
+    assert Delivered.of(note).begun("batch_0").next == 0
+
+
 @given(st.text() | st.sampled_from(['{"batch":1}', '{"next":-5,"sent":-1}', '{"done":"abc"}']))
 def test_a_note_that_is_none_of_ours_begins_from_the_start(note: str) -> None:
     begun = Delivered.of(note).begun(_BATCH)
