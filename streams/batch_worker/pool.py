@@ -154,12 +154,14 @@ class Pool:
         return self._max_in_flight if self.part < 0 else min(self.part, self._max_in_flight)
 
     def _fill(self) -> None:
-        waiting = self._waiting
-        room = 0 if self._closed or not waiting else self._most - self.running
+        waiting, running = self._waiting, self._running
+        if self._closed or not waiting:
+            return
+        room = self._most - len(running) - self._guests
         while room > 0 and waiting:
             line = waiting.popleft()
             if isinstance(line, Line):
-                self._running.start(line)
+                running.start(line)
                 room -= 1
             elif not line.done():
                 self._guests += 1
