@@ -46,7 +46,7 @@ class Forecasts:
             return []
         began = time.perf_counter()
         positions = self._tenants.positions(now_ms)
-        outlooks = self._forecaster.outlooks(positions, now_ms, self._tenants.budgets.holds)
+        outlooks = self._forecaster.outlooks(positions, now_ms, self._tenants.budgets.holds())
         self._foresaw(outlooks)
         news = self._news.pick(outlooks, now_ms)
         took_ms = 1000 * (time.perf_counter() - began)

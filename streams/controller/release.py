@@ -177,9 +177,10 @@ class Releaser:
         batch = self._books.live.get(batch_id)
         if batch is None or not self._tenants.budgets.applies(batch.request.tenant):
             return
-        self._tenants.hear_batch(snapshot_of(batch))
-        if self._tenants.settle(self._clock.now_ms()):
-            self.make_room()
+        tenant = batch.request.tenant
+        for moved in self._tenants.budgets.hear_batch(snapshot_of(batch)):
+            if moved in self._running:
+                self._dispatcher.hold(moved, self._tenants.waits(tenant, moved))
 
     def _steer(self, effect: SteerLines) -> None:
         running = self._running.get(effect.batch_id)

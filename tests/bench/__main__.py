@@ -1,6 +1,6 @@
 """`make bench`: every figure in one run, as ratios where a machine's speed would matter.
 
-python -m tests.bench [--lines N] [--json] [--only intake|pipeline|prompts|lane|meter]
+python -m tests.bench [--lines N] [--json] [--only intake|pipeline|prompts|lane|meter|budgets]
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import argparse
 import json
 import sys
 
-from tests.bench import bench_intake, bench_meter, bench_prompts
+from tests.bench import bench_budgets, bench_intake, bench_meter, bench_prompts
 from tests.bench.bench_lane import measure_lane
 from tests.bench.pipeline import measure_pipeline
 from tests.bench.prompt_pipeline import measure_prompts
 
-_BENCHES = ("intake", "pipeline", "prompts", "lane", "meter")
+_BENCHES = ("intake", "pipeline", "prompts", "lane", "meter", "budgets")
 
 
 def main() -> int:
@@ -39,6 +39,8 @@ def main() -> int:
         print(json.dumps(lane.as_dict(), indent=2) if options.json else lane.table())
     if "meter" in wanted:
         bench_meter.main()
+    if "budgets" in wanted:
+        bench_budgets.main()
     return 0
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import sys
 from random import Random
-from typing import Any
+from types import FrameType
 
 import pytest
 from hypothesis import given
@@ -21,67 +21,19 @@ from schemas.records import (
 )
 from streams.domain.batch.row import snapshot_of
 from streams.domain.billing.batches import batch_cost
-from streams.domain.billing.budget import Budget, BudgetPeriod, Spent, budget_of, spent_by_day
+from streams.domain.billing.budget import Budget, BudgetPeriod, budget_of
 from streams.domain.billing.budgets import Budgets
-from streams.domain.billing.prices import parse_prices
+from streams.domain.billing.spent import Spent, spent_by_day
 from streams.domain.clock import DAY_MS, day_of
 from streams.domain.enqueued.tenants import Tenants
 from tests.support.batch_log import Controller, create, entries, outcome, segment, validated
-from tests.unit.test_enqueued import snapshot as bare
-
-_BOOK = parse_prices(
-    {
-        "currency": "usd",
-        "discounts": {"24h": "0.5"},
-        "models": {
-            "a": {"input": "2", "cached_input": "0.7", "output": "3.7"},
-            "b": {"input": "0.111111", "output": "0.5"},
-        },
-    }
-)
-
-
-def _ms(text: str) -> int:
-    return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()) * 1000
-
-
-NOON = _ms("2026-11-28T12:00")
-TODAY = day_of(NOON)
-
-
-def snapshot(batch_id: str, spent: int = 0, **changes: Any) -> BatchSnapshot:
-    """A batch that runs, of one model, and that has cost so many micro-units."""
-    fields = {
-        "created_at_ms": NOON,
-        "expires_at_ms": NOON + 3 * DAY_MS,
-        "model": "a",
-        "usage": Usage(input_tokens=spent),
-        **changes,
-    }
-    return bare(batch_id, **fields)
-
-
-def key(key_id: str, micros: int | None, period: str = "total") -> ApiKeyRecord:
-    return ApiKeyRecord(
-        key_id=key_id,
-        tenant="a",
-        name="",
-        secret_sha256="",
-        hint="",
-        created_at_ms=0,
-        budget_micros=micros,
-        budget_period=period,
-    )
-
-
-def tenant(micros: int | None, period: str = "total") -> TenantRecord:
-    return TenantRecord(tenant="a", at_ms=0, budget_micros=micros, budget_period=period)
+from tests.support.spending import BOOK, NOON, TODAY, at_ms, key, snapshot, tenant
 
 
 def held(budgets: Budgets, now_ms: int = NOON) -> dict[str, str]:
     """Whose budget holds each batch that is held."""
     budgets.settle(now_ms)
-    return {batch_id: hold.scope for batch_id, hold in budgets.holds.items()}
+    return {batch_id: hold.scope for batch_id, hold in budgets.holds().items()}
 
 
 @pytest.mark.parametrize(
@@ -94,13 +46,17 @@ def held(budgets: Budgets, now_ms: int = NOON) -> dict[str, str]:
 )
 def test_periods_begin_at_midnight_utc(period: BudgetPeriod, first: str, end: str | None) -> None:
     for clock in ("00:00:00", "12:00", "23:59:59"):
-        now_ms, budget = _ms(f"2026-11-28T{clock}"), Budget(1, period)
-        assert budget.first_day(now_ms) == day_of(_ms(first))
-        assert budget.ends_at_ms(now_ms) == (None if end is None else _ms(end))
+        now_ms, budget = at_ms(f"2026-11-28T{clock}"), Budget(1, period)
+        assert budget.days(now_ms)[0] == day_of(at_ms(first))
+        assert day_of(now_ms) in budget.days(now_ms)
+        assert end is None or day_of(at_ms(end)) == budget.days(now_ms)[-1] + 1
+        assert budget.ends_at_ms(now_ms) == (None if end is None else at_ms(end))
 
 
 def test_the_month_after_december_is_january() -> None:
-    assert Budget(1, BudgetPeriod.MONTH).ends_at_ms(_ms("2026-12-31T23:00")) == _ms("2027-01-01")
+    assert Budget(1, BudgetPeriod.MONTH).ends_at_ms(at_ms("2026-12-31T23:00")) == at_ms(
+        "2027-01-01"
+    )
 
 
 def test_a_period_of_a_later_version_is_the_strictest_one() -> None:
@@ -136,8 +92,8 @@ def test_the_days_add_up_to_what_the_batch_costs(used: dict[tuple[int, str], Usa
             if day
         ),
     )
-    by_day = spent_by_day(_BOOK, batch)
-    cost = batch_cost(_BOOK, batch)
+    by_day = spent_by_day(BOOK, batch)
+    cost = batch_cost(BOOK, batch)
     assert cost is not None
     assert sum(by_day.values()) == cost.billed_micros
     assert all(micros >= 0 for micros in by_day.values())
@@ -211,14 +167,14 @@ def test_what_came_on_which_day_is_exact_whatever_is_repeated_or_lost_in_a_crash
 
 
 def test_who_has_spent_the_budget_is_held_until_it_is_raised() -> None:
-    budgets = Budgets(lambda: _BOOK)
+    budgets = Budgets(lambda: BOOK)
     budgets.hear_tenant(tenant(100))
     budgets.hear_batch(snapshot("one", 60))
     budgets.hear_batch(snapshot("two", 39))
     assert held(budgets) == {}
     budgets.hear_batch(snapshot("two", 40, revision=2))
     assert held(budgets) == {"one": "tenant", "two": "tenant"}
-    hold = budgets.holds["one"]
+    hold = budgets.holds()["one"]
     assert (hold.budget_micros, hold.spent_micros, hold.until_ms) == (100, 100, None)
     budgets.hear_tenant(tenant(101))
     assert held(budgets) == {}
@@ -229,17 +185,17 @@ def test_who_has_spent_the_budget_is_held_until_it_is_raised() -> None:
 
 
 def test_ended_batches_have_spent_what_they_have_and_are_not_held() -> None:
-    budgets = Budgets(lambda: _BOOK)
+    budgets = Budgets(lambda: BOOK)
     budgets.hear_tenant(tenant(100))
     budgets.hear_batch(snapshot("old", 100, revision=5, status=BatchStatus.CANCELLED))
     budgets.hear_batch(snapshot("old", 100, revision=4))
     budgets.hear_batch(snapshot("new"))
     assert held(budgets) == {"new": "tenant"}
-    assert budgets.holds["new"].spent_micros == 100
+    assert budgets.holds()["new"].spent_micros == 100
 
 
 def test_a_key_s_budget_holds_the_batches_that_it_created_only() -> None:
-    budgets = Budgets(lambda: _BOOK)
+    budgets = Budgets(lambda: BOOK)
     budgets.hear_key(key("k", 50))
     budgets.hear_batch(snapshot("with", 50, key_id="k"))
     budgets.hear_batch(snapshot("other", 70, key_id="l"))
@@ -257,11 +213,11 @@ def test_a_key_s_budget_holds_the_batches_that_it_created_only() -> None:
 def test_a_new_period_lets_a_batch_go_on_and_counts_from_nothing(
     period: str, goes_on: str | None
 ) -> None:
-    budgets = Budgets(lambda: _BOOK)
+    budgets = Budgets(lambda: BOOK)
     budgets.hear_tenant(tenant(100, period))
     budgets.hear_batch(snapshot("b", 100))
     assert held(budgets) == {"b": "tenant"}
-    begins = _ms("2030-01-01") if goes_on is None else _ms(goes_on)
+    begins = at_ms("2030-01-01") if goes_on is None else at_ms(goes_on)
     assert held(budgets, begins - 1) == {"b": "tenant"}
     assert held(budgets, begins) == ({"b": "tenant"} if goes_on is None else {})
     later = DayUsage(day=day_of(begins), model="", usage=Usage(input_tokens=99))
@@ -281,7 +237,7 @@ def test_without_a_price_book_nothing_is_held() -> None:
 
 
 def _world(limit: int | None = None) -> Tenants:
-    tenants = Tenants(Budgets(lambda: _BOOK))
+    tenants = Tenants(Budgets(lambda: BOOK))
     tenants.limits_known = tenants.batches_known = True
     tenants.hear_limits(
         TenantRecord(tenant="a", at_ms=0, max_enqueued_lines=limit, budget_micros=1000)
@@ -344,29 +300,33 @@ def test_snapshots_in_any_order_and_number_come_to_the_same_sums(seed: int) -> N
         random.shuffle(shuffled)
         spent = Spent()
         for one in shuffled:
-            spent.hear(_BOOK, one)
+            spent.hear(BOOK, one)
         of = spent.tenant("a")
         sums.append(
             (
-                [of.since(day, key_id) for day in (0, TODAY + 1) for key_id in (None, "k0", "k1")],
+                [
+                    of.within(range(day, TODAY + 2), key_id)
+                    for day in (0, TODAY + 1)
+                    for key_id in (None, "k0", "k1")
+                ],
                 of.running.keys(),
             )
         )
     assert sums[0] == sums[1]
     assert sums[0][0][0] == sum(
-        sum(spent_by_day(_BOOK, one).values()) for one in told if one.revision == 3
+        sum(spent_by_day(BOOK, one).values()) for one in told if one.revision == 3
     )
 
 
 def test_a_batch_too_large_for_what_is_left_waits_until_it_has_begun() -> None:
-    budgets = Budgets(lambda: _BOOK)
+    budgets = Budgets(lambda: BOOK)
     budgets.hear_tenant(tenant(100))
     budgets.hear_batch(snapshot("runs", 40, completed=1, estimated_cost_micros=400))
     budgets.hear_batch(snapshot("fits", estimated_cost_micros=60))
     budgets.hear_batch(snapshot("large", estimated_cost_micros=61))
     budgets.hear_batch(snapshot("unknown", estimated_cost_micros=None))
     assert held(budgets) == {"large": "tenant"}
-    hold = budgets.holds["large"]
+    hold = budgets.holds()["large"]
     assert (hold.reason, hold.estimate_micros) == ("budget_too_small", 61)
     budgets.hear_key(key("k", 10))
     budgets.hear_batch(snapshot("key's", key_id="k", estimated_cost_micros=11))
@@ -392,7 +352,7 @@ def test_a_budget_counts_what_was_spent_before_it_was_set_whenever_that_was(seed
         for revision in range(4)
     ]
     random.shuffle(told)
-    budgets = Budgets(lambda: _BOOK)
+    budgets = Budgets(lambda: BOOK)
     news: list[BatchSnapshot | TenantRecord] = list(told)
     for micros in (1000, None, 240):
         news.insert(random.randint(0, len(news)), tenant(micros))
@@ -404,4 +364,154 @@ def test_a_budget_counts_what_was_spent_before_it_was_set_whenever_that_was(seed
         if random.random() < 0.3:
             budgets.settle(NOON)
     assert held(budgets) == dict.fromkeys(("b3", "b4", "b5"), "tenant")
-    assert {hold.spent_micros for hold in budgets.holds.values()} == {240}
+    assert {hold.spent_micros for hold in budgets.holds().values()} == {240}
+
+
+_KEYS = (None, "k0", "k1")
+
+
+def _told_by(number: int, random: Random) -> list[BatchSnapshot]:
+    """All that a batch ever tells."""
+    key_id, estimate = random.choice(_KEYS), random.choice([None, random.randint(0, 60)])
+    spent = later = 0
+    told = []
+    for revision in range(random.randint(1, 4)):
+        begun = revision > 0
+        spent += random.randint(0, 30) if begun else 0
+        later += random.randint(0, spent - later)
+        day = DayUsage(day=TODAY + 3, model="", usage=Usage(input_tokens=later))
+        ends = revision == 3 and random.random() < 0.5
+        told.append(
+            snapshot(
+                f"b{number}",
+                spent,
+                key_id=key_id,
+                revision=revision,
+                completed=int(begun),
+                estimated_cost_micros=estimate,
+                usage_of_later_days=(day,) if later else (),
+                status=BatchStatus.COMPLETED if ends else BatchStatus.IN_PROGRESS,
+            )
+        )
+    return told
+
+
+class _Plainly:
+    """The same, computed from the beginning each time."""
+
+    def __init__(self) -> None:
+        self.batches: dict[str, BatchSnapshot] = {}
+        self.budgets: dict[str | None, Budget] = {}
+
+    def hear(self, one: BatchSnapshot) -> None:
+        known = self.batches.get(one.batch_id)
+        if known is None or one.revision >= known.revision:
+            self.batches[one.batch_id] = one
+
+    def limit(self, key_id: str | None, budget: Budget | None) -> None:
+        self.budgets.pop(key_id, None)
+        if budget is not None:
+            self.budgets[key_id] = budget
+
+    def running(self) -> dict[str, BatchSnapshot]:
+        over = BatchStatus.COMPLETED
+        return {i: batch for i, batch in self.batches.items() if batch.status is not over}
+
+    def holds(self, now_ms: int) -> dict[str, tuple[str, str, int]]:
+        found = {}
+        for batch in self.running().values():
+            for key_id in (None, batch.key_id) if batch.key_id else (None,):
+                reason, spent = self._judged(batch, key_id, now_ms)
+                if reason:
+                    scope = "tenant" if key_id is None else "key"
+                    found[batch.batch_id] = (reason, scope, spent)
+                    break
+        return found
+
+    def _judged(self, batch: BatchSnapshot, key_id: str | None, now_ms: int) -> tuple[str, int]:
+        budget = self.budgets.get(key_id)
+        if budget is None:
+            return "", 0
+        spent = sum(
+            micros
+            for other in self.batches.values()
+            if key_id is None or other.key_id == key_id
+            for day, micros in spent_by_day(BOOK, other).items()
+            if day in budget.days(now_ms)
+        )
+        estimate = batch.estimated_cost_micros
+        if spent >= budget.micros:
+            return "budget_reached", spent
+        too_large = estimate is not None and spent + estimate > budget.micros
+        return ("budget_too_small" if too_large and not batch.completed else ""), spent
+
+
+@given(st.integers(0, 2**32), st.booleans())
+def test_what_is_kept_up_step_by_step_is_what_follows_from_everything_at_once(
+    seed: int, at_each_step: bool
+) -> None:
+    random = Random(seed)
+    told = [one for number in range(8) for one in _told_by(number, random)] * 2
+    random.shuffle(told)
+    budgets, plainly, now_ms = Budgets(lambda: BOOK), _Plainly(), NOON
+    #: What a controller believes that asks only about what it is told has moved.
+    goes: dict[str, bool] = {}
+    for number, one in enumerate(told):
+        new_budget = number == 0 or random.random() < 0.05
+        if new_budget:
+            key_id, micros = random.choice(_KEYS), random.choice([None, *range(10, 250, 10)])
+            record = _limit(budgets, key_id, micros, random.choice(["day", "month", "total"]))
+            plainly.limit(key_id, budget_of(record.budget_micros, record.budget_period))
+        now_ms += DAY_MS if random.random() < 0.05 else 1000
+        moved = set(budgets.hear_batch(one))
+        plainly.hear(one)
+        settles = new_budget or random.random() < 0.5
+        if settles:
+            asked = set(budgets.settle(now_ms).get("a", ()))
+            moved = moved | asked if at_each_step else asked
+            holds = {i: (h.reason, h.scope, h.spent_micros) for i, h in budgets.holds().items()}
+            assert holds == plainly.holds(now_ms)
+        elif not at_each_step:
+            continue
+        for batch_id in plainly.batches if new_budget else moved:
+            goes[batch_id] = budgets.lets("a", batch_id)
+        assert budgets.applies("a") is bool(plainly.budgets)
+        for batch_id in plainly.running() if plainly.budgets else ():
+            assert goes.get(batch_id, False) == budgets.lets("a", batch_id)
+
+
+def _limit(
+    budgets: Budgets, key_id: str | None, micros: int | None, period: str
+) -> TenantRecord | ApiKeyRecord:
+    if key_id is None:
+        of_tenant = tenant(micros, period)
+        budgets.hear_tenant(of_tenant)
+        return of_tenant
+    of_key = key(key_id, micros, period)
+    budgets.hear_key(of_key)
+    return of_key
+
+
+def test_a_step_looks_at_no_more_batches_however_many_the_tenant_has() -> None:
+    def calls(batches: int) -> int:
+        budgets = Budgets(lambda: BOOK)
+        budgets.hear_tenant(tenant(10_000))
+        for number in range(batches):
+            budgets.hear_batch(snapshot(f"b{number}", estimated_cost_micros=number))
+        budgets.settle(NOON)
+        budgets.hear_batch(snapshot("runs", 1, completed=1))
+        step = snapshot("runs", 2, completed=1, revision=2)
+        found = 0
+
+        def counted(_frame: FrameType, _event: str, _arg: object) -> None:
+            nonlocal found
+            found += 1
+
+        sys.setprofile(counted)
+        try:
+            budgets.hear_batch(step)
+        finally:
+            sys.setprofile(None)
+        return found
+
+    assert calls(1000) == calls(1)

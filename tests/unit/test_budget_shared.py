@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from schemas.records import BatchSnapshot, BatchStatus
 from streams.domain.billing.budgets import Budgets
 from streams.domain.enqueued.tenants import Tenants
-from tests.unit.test_budget import _BOOK, NOON, snapshot, tenant
+from tests.support.spending import BOOK, NOON, snapshot, tenant
 
 BUDGET, LINE, LINES = 200, 7, 60
 #: Snapshots of the other that a controller may not have read yet: what comes within a second.
@@ -27,7 +27,7 @@ class Controller:
     read: int = 0
 
     def __post_init__(self) -> None:
-        self.tenants = Tenants(Budgets(lambda: _BOOK))
+        self.tenants = Tenants(Budgets(lambda: BOOK))
         self.tenants.limits_known = self.tenants.batches_known = True
         self.tenants.hear_limits(tenant(BUDGET))
         self.tell()
@@ -77,7 +77,7 @@ def test_together_they_exceed_it_by_no_more_than_what_they_had_not_heard_of_each
             controller.release()
     spent = LINE * sum(controller.done for controller in both)
     assert BUDGET <= spent <= BUDGET + LINE * (LATE + 1)
-    holds = [controller.tenants.budgets.holds for controller in both]
+    holds = [controller.tenants.budgets.holds() for controller in both]
     assert holds[0] == holds[1]
     assert holds[0].keys() == {"one", "two"}
     assert {hold.spent_micros for hold in holds[0].values()} == {spent}

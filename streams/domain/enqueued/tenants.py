@@ -7,7 +7,7 @@ has no money (domain.billing.budgets) takes up no room, as if it were paused.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from schemas.records import ApiKeyRecord, BatchSnapshot, BatchStatus, TenantRecord
@@ -37,11 +37,6 @@ class _Tenant:
     limits: Limits = _NO_LIMITS
     batches: dict[str, _Batch] = field(default_factory=dict)
     room: set[str] = field(default_factory=set)
-
-    def going(self, now_ms: int, held: Container[str]) -> Iterator[Enqueued]:
-        for batch_id, batch in self.batches.items():
-            if batch_id not in held and batch.goes(now_ms):
-                yield batch.enqueued
 
 
 class Tenants:
@@ -94,14 +89,12 @@ class Tenants:
         moved, self._limits_moved = self._limits_moved, False
         other_holds = self.budgets.settle(now_ms)
         moved = moved or bool(other_holds)
-        self._changed |= other_holds & self._tenants.keys()
+        self._changed.update(other_holds)
         for name in [n for n in self._tenants if n in self._changed or self._has_waiting(n)]:
             tenant = self._tenants[name]
             if tenant.limits.any:
-                before, tenant.room = (
-                    tenant.room,
-                    with_room(tenant.going(now_ms, self.budgets.holds), tenant.limits),
-                )
+                before = tenant.room
+                tenant.room = with_room(self._going(name, now_ms), tenant.limits)
                 moved = moved or tenant.room != before
             elif not tenant.batches:
                 del self._tenants[name]
@@ -122,10 +115,15 @@ class Tenants:
         return dict(self._positions(now_ms)) if self.batches_known else {}
 
     def _positions(self, now_ms: int) -> Iterator[tuple[str, int]]:
-        for tenant in self._tenants.values():
-            places = [b.place for b in tenant.going(now_ms, self.budgets.holds)]
+        for name in self._tenants:
+            places = [batch.place for batch in self._going(name, now_ms)]
             for number, place in enumerate(sorted(places)):
                 yield place.batch_id, number
+
+    def _going(self, name: str, now_ms: int) -> Iterator[Enqueued]:
+        for batch_id, batch in self._tenants[name].batches.items():
+            if batch.goes(now_ms) and self.budgets.hold(name, batch_id) is None:
+                yield batch.enqueued
 
     def _has_money(self, tenant: str, batch_id: str) -> bool:
         if not self.batches_known:
