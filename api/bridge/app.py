@@ -9,7 +9,7 @@ import structlog
 
 from api.bridge.delivery import Sender
 from api.bridge.inbound import Inbound, Parts
-from api.bridge.kafka import ReadAgain, TenantTopics, WrittenCommands
+from api.bridge.kafka import ReadAgain, ReadMade, TenantTopics
 from api.bridge.lane_out import LaneParts
 from api.bridge.outbound import Outbound
 from api.process import cancelled, until_stopped
@@ -54,7 +54,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             Parts(
                 submissions=submissions,
                 again=again,
-                commands=WrittenCommands(settings, again, metrics),
+                made=ReadMade(settings, again, metrics),
                 producer=producer,
                 telling=telling,
                 store=store,

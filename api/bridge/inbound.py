@@ -24,7 +24,7 @@ from typing import TypeVar
 import structlog
 
 from api.bridge.lanes import Lanes, Worker
-from api.bridge.ports import Again, Commands, Producer, Submissions
+from api.bridge.ports import Again, Made, Producer, Submissions
 from api.bridge.seal import Sealed, command, judged
 from api.bridge.told import Told
 from api.bridge.turns import Turns
@@ -73,7 +73,7 @@ class Parts:
 
     submissions: Submissions
     again: Again
-    commands: Commands
+    made: Made
     producer: Producer
     telling: Producer
     store: ObjectStore
@@ -222,7 +222,7 @@ class _Lane(Worker):
 
     async def _look_for(self, seal: Create) -> BatchCreate | None:
         async with self._turns.turn(self.tenant, failing=self._failing):
-            return await self._parts.commands.created(seal.batch.batch_id, seal.at_ms)
+            return await self._parts.made.created(seal.batch.batch_id, seal.at_ms)
 
     async def _create(self, seal: Create) -> BatchCreate:
         batch, parts = seal.batch, self._parts
@@ -230,7 +230,10 @@ class _Lane(Worker):
         file = await self._patiently(lambda: self._store(sealed))
         reach("bridge.file_stored")
         create = command(sealed, file)
-        await parts.producer.send(FILE, file.file_id, file)
+        if self._sealed or not await self._patiently(
+            lambda: parts.made.deleted(file.file_id, seal.at_ms)
+        ):
+            await parts.producer.send(FILE, file.file_id, file)
         reach("bridge.file_recorded")
         await parts.producer.send(BATCH_COMMAND, create.batch_id, create)
         reach("bridge.batch_created")

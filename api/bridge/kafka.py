@@ -12,8 +12,9 @@ from aiokafka.errors import KafkaError
 from schemas.headers import OP
 from schemas.metrics import Metrics
 from schemas.partitions import partition_for
-from schemas.records import BatchCreate
-from schemas.topics import BATCH_COMMAND, BATCH_IN
+from schemas.records import BatchCreate, FileRecord
+from schemas.records import Record as Message
+from schemas.topics import BATCH_COMMAND, BATCH_IN, FILE, Topic
 from streams.domain.bridge.inbox import Record
 from streams.kafka.connection import REQUEST_TIMEOUT_MS, connection, friendly, partition_counts
 from streams.kafka.errors import Stalled
@@ -165,26 +166,43 @@ async def _position(consumer: AIOKafkaConsumer, tp: TopicPartition) -> int:
         return int(await consumer.position(tp))
 
 
-class WrittenCommands:
-    """Commands: reads batch.command, which keeps its records for longer than tenants' topics."""
+class ReadMade:
+    """Made: reads `batch.command`, which keeps its records for longer than tenants' topics, and
+    `file`."""
 
     def __init__(self, settings: Settings, again: ReadAgain, metrics: Metrics) -> None:
         self._settings, self._again, self._metrics = settings, again, metrics
 
     async def created(self, batch_id: str, since_ms: int) -> BatchCreate | None:
         """The batch's create, if it is there."""
-        name = BATCH_COMMAND.full_name(self._settings.topic_prefix)
-        found = await partition_counts(self._settings, {BATCH_COMMAND.name: name})
-        part = TopicPart(name, partition_for(batch_id, len(found[BATCH_COMMAND.name])))
+        async with aclosing(self._of_key(BATCH_COMMAND, batch_id, since_ms)) as records:
+            async for record in records:
+                if isinstance(record, BatchCreate):
+                    return record
+        return None
+
+    async def deleted(self, file_id: str, since_ms: int) -> bool:
+        """Whether the last that is there of the file is its end."""
+        deleted = False
+        async with aclosing(self._of_key(FILE, file_id, since_ms)) as records:
+            async for record in records:
+                deleted = not isinstance(record, FileRecord) or record.deleted_at_ms is not None
+        return deleted
+
+    async def _of_key(
+        self, topic: Topic, key: str, since_ms: int
+    ) -> AsyncGenerator[Message | None, None]:
+        """The key's records since then; None for a tombstone. Raises KafkaBaseError."""
+        name = topic.full_name(self._settings.topic_prefix)
+        found = await partition_counts(self._settings, {topic.name: name})
+        part = TopicPart(name, partition_for(key, len(found[topic.name])))
         begin, end = await self._again.since(part, max(0, since_ms - _CLOCKS_DIFFER_MS))
         async with aclosing(self._again.raw(part, begin, end)) as records:
             async for raw in records:
-                if raw.key != batch_id.encode():
-                    continue
-                read = read_record(BATCH_COMMAND, raw, self._metrics)
-                if read is not None and isinstance(read.record, BatchCreate):
-                    return read.record
-        return None
+                if raw.key == key.encode():
+                    read = read_record(topic, raw, self._metrics)
+                    if read is not None:
+                        yield read.record
 
 
 def _record(raw: ConsumerRecord) -> Record:

@@ -60,14 +60,15 @@ class Again(Protocol):
         ...
 
 
-class Commands(Protocol):
-    """Looks what was commanded."""
+class Made(Protocol):
+    """Looks what was made already. since_ms: nothing that is looked for is older."""
 
     async def created(self, batch_id: str, since_ms: int) -> BatchCreate | None:
-        """The create of this batch, if it is on the log, where it came after `since_ms`.
+        """The create of this batch, if it is on the log. Raises KafkaBaseError."""
+        ...
 
-        Raises KafkaBaseError.
-        """
+    async def deleted(self, file_id: str, since_ms: int) -> bool:
+        """Whether this file was made and deleted. Raises KafkaBaseError."""
         ...
 
 

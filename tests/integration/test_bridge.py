@@ -12,13 +12,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from api.bridge.inbound import Inbound, Parts
-from api.bridge.kafka import ReadAgain, TenantTopics, WrittenCommands
+from api.bridge.kafka import ReadAgain, ReadMade, TenantTopics
 from schemas.headers import OP
 from schemas.metrics import Metrics
-from schemas.records import BatchCreate, FileRecord
+from schemas.records import BatchCreate, FileRecord, ObjectRef
 from schemas.topics import BATCH_COMMAND, BATCH_IN, FILE
 from streams.adapters.object_store import open_store
 from streams.domain.clock import SystemClock
@@ -57,7 +58,7 @@ async def bridge(settings: Settings) -> AsyncIterator[Inbound]:
         Parts(
             submissions=submissions,
             again=again,
-            commands=WrittenCommands(settings, again, Metrics()),
+            made=ReadMade(settings, again, Metrics()),
             producer=producer,
             telling=producer,
             store=open_store(settings.resolved_store_url),
@@ -146,6 +147,36 @@ async def stored(settings: Settings, create: BatchCreate) -> list[bytes]:
     data = await open_store(settings.resolved_store_url).get(create.input.key)
     assert len(data) == create.input.size_bytes
     return data.splitlines()
+
+
+async def test_a_file_is_known_as_deleted_by_its_record_and_by_its_tombstone(
+    kafka_settings: Settings,
+) -> None:
+    await apply_topics(kafka_settings, topics=[FILE])
+    again, producer = ReadAgain(kafka_settings), RecordProducer(kafka_settings)
+    made = ReadMade(kafka_settings, again, Metrics())
+    now_ms = SystemClock().now_ms()
+    file = FileRecord(
+        file_id="file-1",
+        tenant="acme",
+        object=ObjectRef(key="k", size_bytes=1),
+        filename="f",
+        purpose="batch",
+        created_at_ms=now_ms,
+        expires_at_ms=None,
+    )
+    await producer.start()
+    try:
+        assert not await made.deleted("file-1", now_ms)
+        known = []
+        for record in (file, msgspec.structs.replace(file, deleted_at_ms=now_ms), None):
+            await producer.send(FILE, "file-1", record)
+            known.append(await made.deleted("file-1", now_ms))
+        assert known == [False, True, True]
+        assert not await made.deleted("file-2", now_ms)
+    finally:
+        await producer.stop()
+        await again.stop()
 
 
 #: By the record's key; b"\\xff" is no text.

@@ -100,7 +100,7 @@ class Topics:
 
 
 class KeepingProducer:
-    """Keeps what is sent; Producer and Commands.
+    """Keeps what is sent; Producer and Made.
 
     fails: what the next sends raise, one after another. refusing: by tenant, what its results
     topic raises at every send; counted in tries.
@@ -109,6 +109,7 @@ class KeepingProducer:
     def __init__(self) -> None:
         self.creates: list[BatchCreate] = []
         self.files: list[FileRecord] = []
+        self.deletions: set[str] = set()
         self.kinds: list[Kind] = []
         self.fails: Iterator[Exception] = iter(())
         self.refusing: dict[str, KafkaBaseError] = {}
@@ -140,6 +141,9 @@ class KeepingProducer:
 
     async def created(self, batch_id: str, since_ms: int) -> BatchCreate | None:
         return next((c for c in self.creates if c.batch_id == batch_id), None)
+
+    async def deleted(self, file_id: str, since_ms: int) -> bool:
+        return file_id in self.deletions
 
     async def partitions(self, topic: Topic) -> int:
         return 4

@@ -42,7 +42,7 @@ class _World:
             Parts(
                 submissions=self.topics,
                 again=self.topics,
-                commands=self.producer,
+                made=self.producer,
                 producer=self.producer,
                 telling=self.producer,
                 store=self.store,
@@ -119,6 +119,20 @@ async def test_a_kill_after_the_create_brings_no_file_back_that_was_deleted_sinc
     assert len(world.store.objects) == 1
     # Whether it was told is not known.
     assert world.producer.kinds == [Kind.ACCEPTED] * 3
+
+
+async def test_a_file_that_was_deleted_before_its_batch_was_made_stays_deleted(
+    world: _World,
+) -> None:
+    world.topic.add(b"k", line(0))
+    world.topic.add(b"k", _SEAL, b"seal")
+    await work(world.inbound)
+    # As if the kill had come between the file's record and the create.
+    world.producer.creates.clear()
+    world.topic.commits.clear()
+    world.producer.deletions.add(world.producer.files[0].file_id)
+    await work(world.started())
+    assert len(world.producer.files) == len(world.producer.creates) == 1
 
 
 async def test_a_store_that_fails_delays_a_batch_and_loses_none(
