@@ -81,7 +81,8 @@ async def list_keys(reader: LogReader) -> list[ApiKeyRecord]:
         while any(reader.positions().get(place, 0) < end for place, end in ends.items()):
             for read in await reader.poll():
                 if isinstance(read.record, ApiKeyRecord):
-                    found[read.key] = _merged(found.get(read.key), read.record)
+                    key_id = read.record.key_id
+                    found[key_id] = _merged(found.get(key_id), read.record)
     finally:
         await reader.stop()
     return sorted(found.values(), key=lambda key: (key.created_at_ms, key.key_id))
@@ -94,7 +95,9 @@ async def revoke_key(
     if key.revoked_at_ms is not None:
         return key
     revoked = msgspec.structs.replace(key, revoked_at_ms=(clock or SystemClock()).now_ms())
-    await producer.send(ACCOUNT, key.key_id, revoked)
+    # Under a key of its own: no change made from what was known before can take its place, not
+    # even when the topic is compacted.
+    await producer.send(ACCOUNT, f"{key.key_id}/revoked", revoked)
     return revoked
 
 

@@ -183,7 +183,7 @@ FILE = Topic(
 )
 ACCOUNT = Topic(
     name="account.v1",
-    key="key id, or tenant/ or customer/ and the tenant's name",
+    key="key id, that and /revoked, or tenant/ or customer/ and the tenant's name",
     records=(r.ApiKeyRecord, r.TenantRecord, r.BillingCustomer),
     partitions=1,
     cleanup=Cleanup.COMPACT,

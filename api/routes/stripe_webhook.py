@@ -45,21 +45,30 @@ class StripeWebhook:
         self._events = events
         self._had: OrderedDict[str, None] = OrderedDict()
         self._places = asyncio.Semaphore(MAX_AT_ONCE)
+        #: Those whose bodies are being read, the longest under way first.
+        self._reading: OrderedDict[asyncio.Timeout, None] = OrderedDict()
 
     async def receive(self, request: web.Request) -> web.Response:
         """Takes one event. Raises ApiError, KafkaBaseError, TimeoutError: Stripe repeats it."""
+        now_s = request.app[GATEWAY].clock.now_ms() // 1000
+        if not self._events.plausible(request.headers.get("Stripe-Signature"), now_s):
+            raise _not_stripes()
         if self._places.locked():
-            raise Unavailable("There are too many requests to this path.", code="overloaded")
+            self._make_room()
         async with self._places:
             return await self._receive(request)
 
     async def _receive(self, request: web.Request) -> web.Response:
-        async with asyncio.timeout(_BODY_S):
-            body = await read_body(request, MAX_BYTES)
+        async with asyncio.timeout(_BODY_S) as limit:
+            self._reading[limit] = None
+            try:
+                body = await read_body(request, MAX_BYTES)
+            finally:
+                self._reading.pop(limit, None)
         try:
             notice = self._events.verified(body, request.headers.get("Stripe-Signature"))
         except NoticeInvalid as error:
-            raise InvalidRequest("This is no event of Stripe's.") from error
+            raise _not_stripes() from error
         if notice.event_type not in EVENT_TYPES or notice.event_id in self._had:
             return _taken()
         try:
@@ -77,6 +86,13 @@ class StripeWebhook:
         await request.app[GATEWAY].send(BILLING_REPORT, report.event_id, report)
         self._count(report, request.app[METRICS])
         return _taken()
+
+    def _make_room(self) -> None:
+        """Ends the reading of the slowest body: Stripe's come at once. Raises Unavailable."""
+        if not self._reading:
+            raise Unavailable("There are too many requests to this path.", code="overloaded")
+        slowest, _ = self._reading.popitem(last=False)
+        slowest.reschedule(asyncio.get_running_loop().time())
 
     def _count(self, report: BillingReport, metrics: Metrics) -> None:
         if report.event_id in self._had:
@@ -102,6 +118,10 @@ class StripeWebhook:
 def install(app: web.Application, events: StripeEvents) -> None:
     """Adds the route."""
     app.router.add_post(STRIPE_WEBHOOK, StripeWebhook(events).receive)
+
+
+def _not_stripes() -> InvalidRequest:
+    return InvalidRequest("This is no event of Stripe's.")
 
 
 def _taken() -> web.Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from streams.adapters.meter_stripe import API_VERSION
 from streams.domain.billing.reports import MAX_ERRORS, bounded
 from streams.ports.stripe_events import (
     MAX_ID,
+    MAX_OFF_S,
     TOLERANCE_S,
     EventsUnavailable,
     Notice,
@@ -26,6 +28,11 @@ log = structlog.get_logger(__name__)
 
 #: Stripe waits some seconds for our answer, and repeats what was not answered.
 _TIMEOUT_S = 8.0
+
+#: A Stripe-Signature: `t=`, a `v1=` for each secret that is good, and schemes that are not ours.
+_MAX_SIGNATURE = 2048
+_TIME = re.compile(r"t=([0-9]{1,12})")
+_SIGNED = re.compile(r"v1=[0-9a-f]{64}")
 
 _ID = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_]+$", max_length=MAX_ID)]
 
@@ -83,6 +90,15 @@ class StripeEventsReader:
             stripe_version=API_VERSION,
             max_network_retries=0,
         )
+
+    def plausible(self, signature: str | None, now_s: int) -> bool:
+        """See StripeEvents.plausible."""
+        if signature is None or len(signature) > _MAX_SIGNATURE:
+            return False
+        parts = signature.split(",")
+        times = [found[1] for part in parts if (found := _TIME.fullmatch(part))]
+        signed = any(_SIGNED.fullmatch(part) for part in parts)
+        return signed and len(times) == 1 and abs(now_s - int(times[0])) <= MAX_OFF_S
 
     def verified(self, body: bytes, signature: str | None) -> Notice:
         """See StripeEvents.verified."""

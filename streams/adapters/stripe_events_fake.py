@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 
 import msgspec
 
 from schemas.records import BillingReportError
 from streams.domain.clock import Clock
-from streams.ports.stripe_events import TOLERANCE_S, EventsUnavailable, Notice, NoticeInvalid
+from streams.ports.stripe_events import (
+    MAX_OFF_S,
+    TOLERANCE_S,
+    EventsUnavailable,
+    Notice,
+    NoticeInvalid,
+)
+
+_FORM = re.compile(r"([0-9]{1,12}):[0-9a-f]{64}")
 
 
 @dataclass
@@ -26,6 +35,11 @@ class FakeStripeEvents:
         """The signature of a body made then, by default now."""
         at_s = self.clock.now_ms() // 1000 if at_s is None else at_s
         return f"{at_s}:{hashlib.sha256(f'{at_s}.'.encode() + body).hexdigest()}"
+
+    def plausible(self, signature: str | None, now_s: int) -> bool:
+        """See StripeEvents.plausible."""
+        found = _FORM.fullmatch(signature or "")
+        return found is not None and abs(now_s - int(found[1])) <= MAX_OFF_S
 
     def verified(self, body: bytes, signature: str | None) -> Notice:
         """See StripeEvents.verified."""

@@ -9,6 +9,8 @@ from schemas.records import BillingReportError
 
 #: How old a signature may be.
 TOLERANCE_S = 300
+#: How far a signature's time may be from ours before its notice isn't even read: clocks differ.
+MAX_OFF_S = 2 * TOLERANCE_S
 #: Longest event id.
 MAX_ID = 255
 
@@ -33,6 +35,13 @@ class Notice:
 
 class StripeEvents(Protocol):
     """Reads notices."""
+
+    def plausible(self, signature: str | None, now_s: int) -> bool:
+        """Whether a Stripe-Signature of this form and age might be good. now_s: Unix seconds.
+
+        It costs nothing, is asked before the body is read, and says nothing of who made it.
+        """
+        ...
 
     def verified(self, body: bytes, signature: str | None) -> Notice:
         """The notice in a request's body, given its Stripe-Signature. Raises NoticeInvalid."""

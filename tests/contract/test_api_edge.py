@@ -8,8 +8,10 @@ import re
 import pytest
 from openai import AsyncOpenAI, AuthenticationError, InternalServerError, NotFoundError
 
-from api.keys import create_key, revoke_key
+from api.keys import change_key, create_key, list_keys, revoke_key
+from api.log_fake import FakeLog
 from api.read_model.queries import Caller
+from schemas.topics import ACCOUNT
 from tests.support.gateway import SDK, GatewayUnderTest, running_gateway
 
 ENVELOPE = {"message", "type", "param", "code"}
@@ -57,6 +59,24 @@ async def test_a_revoked_key_stops_working_at_once(gateway: GatewayUnderTest) ->
     await gateway.gateway.sync()
     with pytest.raises(AuthenticationError):
         await client.batches.list()
+
+
+async def test_no_change_made_at_the_same_time_brings_a_revoked_key_back() -> None:
+    log = FakeLog()
+    record, _ = await create_key(log, "acme", "one")
+    revoked = await revoke_key(log, record)
+    changed = await change_key(log, record, {"budget_micros": 5})
+    # As compaction leaves it: of each record key the last.
+    last = {read.key: read for read in log.of(ACCOUNT)}
+    kept = FakeLog()
+    for read in last.values():
+        await kept.send(ACCOUNT, read.key, read.record)
+    for some in (log, kept):
+        (found,) = await list_keys(some.reader([ACCOUNT]))
+        assert found.revoked_at_ms == revoked.revoked_at_ms
+    async with running_gateway(log=kept) as gateway:
+        assert changed.budget_micros == 5
+        assert await gateway.gateway.queries.caller_of_key(record.secret_sha256) is None
 
 
 async def test_a_key_revoked_while_it_is_looked_up_is_not_remembered(

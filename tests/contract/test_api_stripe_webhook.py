@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable
+from asyncio import StreamReader, StreamWriter
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +20,12 @@ from schemas.records import BillingReport, BillingReportError
 from schemas.topics import BILLING_REPORT
 from streams.adapters.stripe_events_fake import FakeStripeEvents
 from streams.domain.clock import SystemClock
+from streams.ports.stripe_events import Notice
 from streams.settings import Settings
 from tests.support.gateway import GatewayUnderTest, running_gateway
-from tests.support.waiting import eventually
 
 PATH = "/stripe/webhook"
+Connection = tuple[StreamReader, StreamWriter]
 _ERRORS = (
     BillingReportError(code="archived_meter", count=3, identifiers=("batch_1:abc:0",)),
     BillingReportError(code="brand_new", count=2, identifiers=()),
@@ -136,27 +138,66 @@ async def test_a_large_body_is_refused_before_it_is_checked() -> None:
         assert (await world.post(body, {"Stripe-Signature": world.events.sign(body)}))[0] == 413
 
 
-async def test_whoever_sends_slowly_keeps_neither_others_nor_other_paths_waiting() -> None:
+async def _dripping(world: World, signature: str) -> Connection:
+    """A request whose body does not come."""
+    lines = [f"POST {PATH} HTTP/1.1", "Host: x", "Content-Length: 9"]
+    if signature:
+        lines.append(f"Stripe-Signature: {signature}")
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.gateway.port)
+    writer.write("\r\n".join([*lines, "", ""]).encode())
+    return reader, writer
+
+
+async def _refused(connection: Connection) -> bytes:
+    """The first line of the answer; the connection is closed."""
+    reader, writer = connection
+    async with asyncio.timeout(4):
+        line = await reader.readline()
+    writer.close()
+    return line
+
+
+@pytest.mark.parametrize("signature", ["", "t=,v1=", "1:" + "0" * 64])
+async def test_what_can_not_be_signed_by_stripe_is_refused_before_its_body_is_read(
+    signature: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No place is left, and none is needed to be refused.
+    monkeypatch.setattr("api.routes.stripe_webhook.MAX_AT_ONCE", 0)
     async with _world() as world:
-        lines = [f"POST {PATH} HTTP/1.1", "Host: x", "Content-Length: 9", "", ""]
-        writers = []
-        for _ in range(MAX_AT_ONCE):
-            _, writer = await asyncio.open_connection("127.0.0.1", world.gateway.port)
-            writer.write("\r\n".join(lines).encode())
-            writers.append(writer)
+        assert b" 400 " in await _refused(await _dripping(world, signature))
 
-        async def told() -> int:
-            return (await world.tell(type="other"))[0]
 
-        await eventually(lambda: _is(told(), 503), 5, "all places are taken")
+async def test_whoever_sends_slowly_gives_way_to_whoever_does_not() -> None:
+    async with _world() as world:
+        signature = world.events.sign(b"")
+        slow = [await _dripping(world, signature) for _ in range(MAX_AT_ONCE + 4)]
+        # The first four have had to go: now all places are taken.
+        for connection in slow[:4]:
+            assert b" 503 " in await _refused(connection)
+        for _ in range(3):
+            assert (await world.tell(type="other"))[0] == 200
         assert await world.gateway.client().batches.list()
-        for writer in writers:
+        for _, writer in slow:
             writer.close()
-        await eventually(lambda: _is(told(), 200), 5, "a place is free again")
 
 
-async def _is(found: Awaitable[int], expected: int) -> bool:
-    return await found == expected
+async def test_while_stripe_is_asked_in_all_places_others_are_told_to_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with _world() as world:
+        answered, asked = asyncio.Event(), asyncio.Semaphore(0)
+
+        async def slow(_: Notice) -> None:
+            asked.release()
+            await answered.wait()
+
+        monkeypatch.setattr(world.events, "errors", slow)
+        telling = [asyncio.create_task(world.tell(f"evt_{n}")) for n in range(MAX_AT_ONCE)]
+        for _ in telling:
+            await asked.acquire()
+        assert (await world.tell("evt_more"))[0] == 503
+        answered.set()
+        assert {status for status, _ in await asyncio.gather(*telling)} == {200}
 
 
 async def test_only_this_path_needs_no_key_and_only_post() -> None:

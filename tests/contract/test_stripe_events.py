@@ -18,7 +18,7 @@ from streams.adapters.stripe_events import StripeEventsReader
 from streams.adapters.stripe_events_fake import FakeStripeEvents
 from streams.domain.billing.reports import MAX_CHARS, MAX_ERRORS, MAX_IDENTIFIERS
 from streams.domain.clock import SystemClock
-from streams.ports.stripe_events import EventsUnavailable, NoticeInvalid, StripeEvents
+from streams.ports.stripe_events import MAX_OFF_S, EventsUnavailable, NoticeInvalid, StripeEvents
 
 _SECRET = "whsec_of_the_destination"
 EVENT: dict[str, Any] = {
@@ -87,6 +87,30 @@ async def test_a_signature_is_good_for_five_minutes(reader: tuple[StripeEvents, 
     events.verified(BODY, sign(BODY, _now() - 240))
     with pytest.raises(NoticeInvalid):
         events.verified(BODY, sign(BODY, _now() - 310))
+
+
+async def test_a_signature_is_plausible_by_its_form_and_age_before_there_is_a_body(
+    reader: tuple[StripeEvents, Sign],
+) -> None:
+    events, sign = reader
+    now = _now()
+    for at_s in (now, now - MAX_OFF_S, now + MAX_OFF_S):
+        assert events.plausible(sign(BODY, at_s), now)
+    good = sign(BODY, now)
+    for signature in [
+        *(None, "", "t=,v1=", good[:-1], good + "0", good.upper(), good + "," * 4000),
+        *(sign(BODY, now - MAX_OFF_S - 1), sign(BODY, now + MAX_OFF_S + 1)),
+    ]:
+        assert not events.plausible(signature, now)
+
+
+async def test_a_header_with_two_secrets_and_a_scheme_that_is_not_ours_is_plausible() -> None:
+    events, now = StripeEventsReader(_SECRET), _now()
+    header = f"{_stripe_s(BODY, now)},v1={'0' * 64},v0={'1' * 64}"
+    assert events.plausible(header, now)
+    assert events.verified(BODY, header).event_id == EVENT["id"]
+    assert not events.plausible(f"t={now},v0={'1' * 64}", now)
+    await events.close()
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"id": "evt_1"}', b"\xc3\xa9"])
