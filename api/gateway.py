@@ -45,8 +45,8 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-#: Uploads at once.
-MAX_UPLOADS = 64
+#: Uploads at once, and those of one tenant: a slow one may take an hour.
+MAX_UPLOADS, UPLOAD_SHARE = 64, 48
 #: Files estimated and batches summed up at once: each takes its share of the event loop.
 MAX_SCANS = 4
 #: Batches made from rows or failed lines at once.
@@ -102,7 +102,7 @@ class Gateway:
     prices: Prices
     timeouts: Timeouts = Timeouts()
     #: Each upload holds a megabyte or two.
-    uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_UPLOADS))
+    uploads: Shares = field(default_factory=lambda: Shares(MAX_UPLOADS, UPLOAD_SHARE))
     scans: Shares = field(default_factory=lambda: Shares(MAX_SCANS, SHARE))
     #: Each batch made from rows holds its request's body, and that twice.
     makings: Shares = field(default_factory=lambda: Shares(MAX_MAKINGS, SHARE))

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from api import checks, views
 from api.auth import TENANT
-from api.errors import NotFound, Unavailable
+from api.errors import NotFound
 from api.gateway import GATEWAY
 from api.routes.paging import paging, unknown_after
 from api.upload import receive
@@ -27,9 +27,7 @@ routes = web.RouteTableDef()
 async def upload(request: web.Request) -> web.Response:
     """Stores a file. It is shown once its bytes are safe and its record is in the log."""
     gateway, tenant = request.app[GATEWAY], request[TENANT]
-    if gateway.uploads.locked():
-        raise Unavailable("The server has too many uploads at once.", code="overloaded")
-    async with gateway.uploads:
+    async with gateway.uploads.now(tenant, "uploads"):
         record = await receive(request, gateway, tenant)
     # If this fails, nobody knows whether the log has the record: the bytes stay, and the
     # clean-up removes them in a day if it hasn't.

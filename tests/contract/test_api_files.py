@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from openai import APIStatusError, BadRequestError, InternalServerError, NotFoundError
 from openai.types import FileObject
 
+from api.gateway import MAX_UPLOADS, UPLOAD_SHARE
 from schemas.records import FileRecord
 from schemas.topics import FILE
 from streams.domain.clock import ManualClock
@@ -314,16 +316,23 @@ async def test_a_slow_upload_is_cut_off() -> None:
 
 
 async def test_too_many_uploads_at_once_are_told_to_come_back(gateway: GatewayUnderTest) -> None:
-    uploads = gateway.gateway.uploads
-    held = 0
-    while not uploads.locked():
-        await uploads.acquire()
-        held += 1
-    error = await SDK(gateway.client()).refused(uploading())
-    assert (error.status_code, error.code) == (503, "overloaded")
-    for _ in range(held):
-        uploads.release()
+    async with AsyncExitStack() as held:
+        for number in range(MAX_UPLOADS):
+            await held.enter_async_context(gateway.gateway.uploads.wait(f"t{number}"))
+        error = await SDK(gateway.client()).refused(uploading())
+        assert (error.status_code, error.code) == (503, "overloaded")
     await uploading()(gateway.client())
+
+
+async def test_a_tenant_that_uploads_slowly_leaves_room_for_others(
+    gateway: GatewayUnderTest,
+) -> None:
+    async with AsyncExitStack() as held:
+        for _ in range(UPLOAD_SHARE):
+            await held.enter_async_context(gateway.gateway.uploads.wait("acme"))
+        error = await SDK(gateway.client()).refused(uploading())
+        assert (error.status_code, error.code) == (429, "too_many_at_once")
+        await uploading()(gateway.client("rival"))
 
 
 async def test_files_are_listed_by_age_purpose_and_page(
