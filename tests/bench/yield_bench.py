@@ -1,6 +1,7 @@
 """`make bench-yield`: what batch may take beside real-time calls, and what that costs them.
 
-python -m tests.bench.yield_bench [--out FOLDER] [--seeds N] [--trace NAME]
+python -m tests.bench.yield_bench [--out FOLDER] [--first SEED] [--seeds N]
+                                  [--trace NAME] [--family NAME]
 
 Everything is in virtual time and seeded: the same figures on every machine. For the method see
 docs/politeness.md.
@@ -46,6 +47,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.yield_bench", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/bench-yield"))
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many")
+    parser.add_argument("--first", type=int, default=SEEDS[0], help="the first of them")
+    parser.add_argument("--family", choices=_FAMILIES, action="append", help="only these")
     parser.add_argument("--trace", choices=tuple(TRACES), action="append", help="only these")
     parser.add_argument("--live", action="store_true", help="see tests/bench/yield_live.py")
     if "--live" in sys.argv[1:]:
@@ -56,8 +59,9 @@ def main() -> int:
     print(calibration(), flush=True)
     scores: list[Score] = []
     for trace in traces:
-        scores += run_all([trace], range(1, options.seeds + 1))
-        print(table(scores, trace), flush=True)
+        seeds = range(options.first, options.first + options.seeds)
+        scores += run_all([trace], seeds, options.family)
+        print(table(scores, trace, options.family or _FAMILIES), flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     figures = [asdict(score) for score in scores]
     (options.out / "yield.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
@@ -88,7 +92,7 @@ def calibration() -> str:
     return "\n".join(lines)
 
 
-def table(scores: Sequence[Score], trace: str) -> str:
+def table(scores: Sequence[Score], trace: str, families: Sequence[str] = _FAMILIES) -> str:
     """The best of each family at each level, on one trace."""
     alone = next(s for s in scores if s.trace == trace and s.family == "alone")
     lines = [
@@ -97,7 +101,7 @@ def table(scores: Sequence[Score], trace: str) -> str:
         f" {'tokens/s':>9s} {'HE':>6s} {'gap P99':>8s} {'wasted':>7s}",
     ]
     for level in LEVELS:
-        for family in _FAMILIES:
+        for family in families:
             score = best(scores, trace, family, level)
             over = next(
                 (s for s in scores if (s.trace, s.family, s.level) == (trace, family, level)), None

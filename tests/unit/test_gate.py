@@ -212,6 +212,21 @@ def test_from_idle_to_full_use_it_takes_less_than_five_seconds() -> None:
     assert allowed >= 0
 
 
+def test_beside_real_time_calls_batch_comes_back_with_one_call_a_step() -> None:
+    settings_ = replace(BASE, highest=2000, target=2.0)
+    bench = Bench(settings_)
+    bench.learn(120)
+    for _ in range(20):
+        bench.tick(100)
+    rises = []
+    for _ in range(40):
+        before, running = bench.decision.limit, 5 + bench.batch
+        steps = TICK_S / (bench.a + bench.b * running)
+        rises.append((bench.tick(5, tokens=0).limit - before) / steps)
+    # Learnt, so about; without this it would be 33 in each tick of three to seven steps.
+    assert 0.5 < max(rises) < 1.5
+
+
 def test_calls_that_come_just_after_an_abort_do_not_tell_against_the_silence_before() -> None:
     bench = Bench(replace(BASE, can_abort=True))
     bench.learn(120)

@@ -160,6 +160,32 @@ async def test_an_engine_is_read_and_a_page_that_fails_is_left_out(
     assert [(load.at_s, load.running) for load in heard[:2]] == [(7.0, 3), (7.0, -1)]
 
 
+async def test_the_time_that_a_reading_takes_is_part_of_the_time_between_two() -> None:
+    # The clock of this test goes on by a second with each look at it.
+    clock = iter(range(1_000_000))
+    engine, asked = FakeEngineMetrics(PAGE.format(3)), list[float]()
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 6:
+            raise asyncio.CancelledError
+
+    def hear(load: EngineLoad) -> None:
+        asked.append(load.at_s)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streams.batch_worker.signals.engine.asyncio.sleep", pause)
+        reader = EngineReader("http://h", engine, hear, lambda: next(clock), lambda: 10.0)
+        with pytest.raises(asyncio.CancelledError):
+            await reader.run()
+    settled, waited = pauses[0::2], pauses[1::2]
+    assert settled == [engine_module.SETTLE_S] * 3
+    # From the first look to the last it took two seconds.
+    assert waited == [8.0] * 3
+    assert len(asked) == 3
+
+
 def engine_says(site: Site, running: int, waiting: int = 0) -> None:
     now_s = site.worker.gates.now_s()
     site.worker.gates.hear_engine(["u"], EngineLoad(now_s, waiting, running))

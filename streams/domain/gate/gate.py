@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from streams.domain.gate.alone import Shadow
 from streams.domain.gate.curve import CurveLearner
 from streams.domain.gate.floor import NO_DEMAND, Demand, Protect, needed_calls
 from streams.domain.gate.history import History
@@ -48,8 +49,6 @@ _STEPS_TO_FIRST = 4
 _MOST_INFERRED = 50
 #: How long a real-time call lasts, before the first ended.
 _CALL_AT_FIRST_S = 3.0
-#: Averages are kept up to date so often.
-_BOOK_EVERY_S = 0.1
 #: From the moment that a call comes to the moment that an abort has made room for it.
 _REACTION_S = 0.25
 #: Real-time calls to learn from before there is a plan, and batch calls meanwhile.
@@ -84,6 +83,8 @@ _ABORT_WOKEN = 2
 _KV_FULL = 0.92
 #: An engine's page and the workers' loads may be so far apart: what both explain is not a stranger.
 _ENGINE_LAG_S = 0.5
+#: No call stays for longer: what ran before a pause of so long doesn't matter.
+_LONGEST_PAUSE_S = 60.0
 
 
 class Reason(StrEnum):
@@ -159,13 +160,10 @@ class Gate:
         self._lasting = False
         self._sees_firsts = False
         self._batch = History()
-        #: Batch in flight on the average of a real-time call's life: what made the calls that are
-        #: in flight last longer.
-        self._batch_lately = History()
+        self._shadow = Shadow()
         self._woken_at_s = float("-inf")
         self._call_s = _CALL_AT_FIRST_S
         self._aborted_at_s = float("-inf")
-        self._booked_at_s = float("-inf")
         #: Since when there is no real-time call in flight; NEVER while there is one.
         self._silent_since = History(_NEVER)
         self._accounted_s: float | None = None
@@ -234,8 +232,15 @@ class Gate:
             wanted = floor
         if settings.protect is Protect.WINDOW and need > wanted:
             wanted, reason, about = float(need), Reason.WINDOW, None
-        limit = self._limiter.move(wanted, now_s)
+        limit = self._limiter.move(wanted, now_s, self._most_starts_a_s())
         return Decision(limit, self._abort_above(limit, reason, now_s), need, reason, about, ages)
+
+    def _most_starts_a_s(self) -> float:
+        """Beside real-time calls one more batch call a step: each brings its prefill, and real-time
+        calls wait for the prefills of several steps."""
+        realtime = self._realtime.last
+        step_s = self._curve.curve().step_s(realtime + self._batch.last, realtime)
+        return 1 / step_s if realtime > 0 and step_s > 0 else math.inf
 
     def _wanted(
         self, now_s: float, ages: Mapping[Source, float], call_s: float
@@ -320,7 +325,7 @@ class Gate:
         self._sees_firsts = self._sees_firsts or bool(load.first_tokens)
         running = self._realtime.at(load.at_s) + self._batch.at(load.at_s)
         if load.gaps:
-            self._learn_gaps(running, load.gaps, load.gaps_s)
+            self._learn_gaps(running, self._realtime.at(load.at_s), load.gaps, load.gaps_s)
         for token in load.first_tokens:
             self._learn_call(token.sent_at_s, token.ttft_s, now_s)
 
@@ -335,18 +340,17 @@ class Gate:
         self._direct = max(0.0, load.running + load.waiting - ours)
         self._set_realtime(self._lane.last + self._direct, load.at_s, now_s)
         if load.gaps and not self._sees_firsts:
-            self._learn_gaps(load.running, load.gaps, load.gaps_s)
-            step_s = self._curve.curve().step_s(self._realtime.last + batch)
+            self._learn_gaps(load.running, self._realtime.at(load.at_s), load.gaps, load.gaps_s)
+            step_s = self._curve.curve().step_s(self._realtime.last + batch, self._realtime.last)
             for _ in range(min(_MOST_INFERRED, round(self._direct - before))):
                 self._learn_call(load.at_s, _STEPS_TO_FIRST * step_s, now_s)
 
-    def _learn_gaps(self, running: float, gaps: int, gaps_s: float) -> None:
-        self._curve.gaps(running, gaps_s / gaps)
+    def _learn_gaps(self, running: float, realtime: float, gaps: int, gaps_s: float) -> None:
+        self._curve.gaps(running, realtime, gaps_s / gaps)
         if running > self._seen_running:
             self._seen_running += _TRUST_PACE * (running - self._seen_running)
 
     def _learn_call(self, sent_at_s: float, ttft_s: float, now_s: float) -> None:
-        realtime, batch = self._realtime.at(sent_at_s), self._batch.at(sent_at_s)
         # Where batch may not be aborted, its calls of a while ago are what this one met.
         aborted = self._aborted_at_s > sent_at_s - self._call_s
         then_s = sent_at_s - (_REACTION_S if self._settings.can_abort else self._call_s)
@@ -356,15 +360,24 @@ class Gate:
         if self._plan is not None and not aborted:
             # What was planned is what the next plan can change, not what was left from before.
             running_then = max(known, self._plan.running[where])
-        grown = realtime + batch - running_then
-        lately = self._batch_lately.at(sent_at_s)
+        until_s = sent_at_s + ttft_s
+        realtime = self._realtime.mean(sent_at_s, until_s)
+        running = realtime + self._batch.mean(sent_at_s, until_s)
+        grown = running - running_then
+        alone = self._alone(sent_at_s)
         fresh = aborted and sent_at_s - self._aborted_at_s < _REACTION_S
         # What had just been aborted is what the call's situation asked it to bear; later on, what
         # has gone in between would have gone anyway.
         grown = max(0.0, grown) if aborted and not fresh else grown
         if not fresh:
-            self._curve.first(realtime + batch, ttft_s)
-        self._window.add(now_s, Met(where, realtime, batch, lately, grown, ttft_s, fresh))
+            self._curve.first(running, realtime, ttft_s)
+        self._window.add(now_s, Met(where, alone, realtime, running, grown, ttft_s, fresh))
+
+    def _alone(self, sent_at_s: float) -> float:
+        before_s = max(self._shadow.last_s, sent_at_s - _LONGEST_PAUSE_S)
+        running = self._realtime.mean(before_s, sent_at_s) + self._batch.mean(before_s, sent_at_s)
+        realtime = self._realtime.at(sent_at_s)
+        return self._shadow.came(sent_at_s, realtime, running, self._curve.curve())
 
     def _count_lane(self, at_s: float, now_s: float) -> None:
         self._lane.set(at_s, sum(worker.in_flight for worker in self._workers.values()))
@@ -387,14 +400,13 @@ class Gate:
         """Books the time since the last call to the situation that it was spent in."""
         if self._accounted_s is not None and now_s > self._accounted_s:
             where = situation(round(self._realtime.last), self._silent_s(self._accounted_s))
-            self._window.spend(now_s, where, now_s - self._accounted_s)
+            passed_s = now_s - self._accounted_s
+            self._window.spend(now_s, where, passed_s)
+            realtime = self._realtime.last
+            step_s = self._curve.curve().step_s(realtime + self._batch.last, realtime)
+            if step_s > 0:
+                self._shadow.spend(realtime, passed_s / step_s)
         self._accounted_s = max(now_s, self._accounted_s or now_s)
-        passed = now_s - self._booked_at_s
-        if passed >= _BOOK_EVERY_S:
-            self._booked_at_s = now_s
-            part = math.exp(-passed / self._call_s)
-            lately = part * self._batch_lately.last + (1 - part) * self._batch.last
-            self._batch_lately.set(now_s, lately)
 
     def _plan_anew(self, now_s: float) -> None:
         young = self._plan is None or self._plan.calls < _FIRST_PLANS_CALLS

@@ -39,3 +39,13 @@ class History:
         """The highest that it was since then."""
         index = max(0, bisect_right(self._times, from_s) - 1)
         return max(self._values[i] for i in range(index, len(self._values)))
+
+    def mean(self, from_s: float, to_s: float) -> float:
+        """Its average between two times."""
+        index = max(0, bisect_right(self._times, from_s) - 1)
+        total, at_s = 0.0, from_s
+        while index + 1 < len(self._times) and self._times[index + 1] < to_s:
+            total += self._values[index] * (self._times[index + 1] - at_s)
+            index, at_s = index + 1, self._times[index + 1]
+        total += self._values[index] * (to_s - at_s)
+        return total / (to_s - from_s) if to_s > from_s else self._values[index]

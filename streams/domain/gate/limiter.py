@@ -7,6 +7,8 @@ wanted above it by the band   ─► it climbs, `climb_s` from nothing to the hi
 
 from __future__ import annotations
 
+import math
+
 #: After a real fall the limit stays down so long: bursts come in groups.
 HOLD_S = 0.3
 #: From nothing to the highest takes so long.
@@ -30,8 +32,8 @@ class Limiter:
         """The limit now."""
         return int(self._limit)
 
-    def move(self, wanted: float, now_s: float) -> int:
-        """Moves towards what is wanted; the limit now."""
+    def move(self, wanted: float, now_s: float, most_a_s: float = math.inf) -> int:
+        """Moves towards what is wanted, up by no more than that in a second; the limit now."""
         wanted = min(max(wanted, 0.0), float(self.highest))
         passed = 0.0 if self._moved_at_s is None else max(0.0, now_s - self._moved_at_s)
         self._moved_at_s = now_s
@@ -41,7 +43,7 @@ class Limiter:
                 self._held_until_s = now_s + HOLD_S
             self._limit = wanted
         elif now_s >= self._held_until_s:
-            self._limit = min(wanted, self._limit + passed * self.highest / CLIMB_S)
+            self._limit = min(wanted, self._limit + passed * min(most_a_s, self.highest / CLIMB_S))
         return self.limit
 
     def jump(self, to: float) -> None:

@@ -36,9 +36,8 @@ _KEPT = 96
 _SILENCES = (0.0, 0.5, 2.0, 8.0, 30.0)
 #: ... or real-time calls in flight, at least.
 _LEVELS = (1, 2, 3, 5, 7, 10, 14, 19, 26, 36, 50, 70, 100, 140, 200, 280, 400)
-#: Situations of long silence, and what part of the slow calls they may have.
+#: Situations of long silence.
 _LONG_SILENCES = 2
-_FOR_SILENCE = 1.0
 SITUATIONS = len(_SILENCES) + len(_LEVELS)
 #: A situation with few calls of its own borrows the spread of all calls, as so many of its own.
 _BORROWED = 40.0
@@ -73,15 +72,16 @@ class Met:
     """What one call met. `weight`: calls that it stands for.
 
     situation: shortly before it came, as the gate could still have known it.
-    realtime, batch: in flight when it came. lately: batch in flight over the seconds before.
-    grown: how many sequences joined in between, less those that left. aborted: batch was aborted
-    when it came, so that it met its long steps only at first.
+    alone: real-time calls that it would have met without batch. realtime, running: real-time calls,
+    and sequences of both lanes, until its first token came, on the average. grown: how many joined
+    since the situation, less those that left. aborted: batch was aborted when it came, so that it
+    met its long steps only at first.
     """
 
     situation: int
+    alone: float
     realtime: float
-    batch: float
-    lately: float
+    running: float
     grown: float
     ttft_s: float
     aborted: bool = False
@@ -199,7 +199,7 @@ def make_plan(window: Window, curve: Curve, aim: Aim, spend: float, trusted: flo
         return None
     lucks = [_luck(met, curve) for met in calls]
     alone = [
-        (_with_luck(curve.ttft_s(curve.alone(met.realtime, met.lately)), luck), met.weight)
+        (_with_luck(curve.ttft_s(met.alone, met.alone), luck), met.weight)
         for luck, met in zip(lucks, calls, strict=True)
     ]
     baseline = weighted_quantile(alone, aim.quantile)
@@ -220,13 +220,14 @@ def _luck(met: Met, curve: Curve) -> float:
     Part of a call's luck grows with the step (when in a step it came), part does not (how long
     its prompt is). A call that met a batch that was just being aborted tells nothing of bad luck.
     """
-    expected_s = max(curve.ttft_s(met.realtime + met.batch), 1e-9)
+    expected_s = max(curve.ttft_s(met.running, met.realtime), 1e-9)
     luck: float = (met.ttft_s - expected_s) / expected_s**_LUCK_GROWS
     return min(0.0, luck) if met.aborted else luck
 
 
 def _with_luck(expected_s: float, luck: float) -> float:
     """The time that a call of that luck takes where so much is expected."""
+    expected_s = max(expected_s, 0.0)
     taken: float = expected_s + luck * expected_s**_LUCK_GROWS
     return max(0.0, taken)
 
@@ -263,11 +264,12 @@ class _Prices:
         woken: list[tuple[float, float]] = []
         per_sequence = max(_STEPS_UNTIL_ABORT * curve.b, 1e-9)
         for met, luck in zip(calls, lucks, strict=True):
-            bearable = curve.running_at(_without_luck(line_s, luck))
+            bearable = curve.running_at(_without_luck(line_s, luck), met.realtime)
             pool.append((bearable, met.weight))
-            woken.append(((line_s - _with_luck(curve.ttft_s(0), luck)) / per_sequence, met.weight))
+            emptied_s = _with_luck(curve.ttft_s(0, met.realtime), luck)
+            woken.append(((line_s - emptied_s) / per_sequence, met.weight))
             if met.aborted:
-                bearable = met.realtime + met.batch + (line_s - met.ttft_s) / per_sequence
+                bearable = met.running + (line_s - met.ttft_s) / per_sequence
             own[met.situation].append((bearable - met.grown, met.weight))
         all_calls = _Tail(pool)
         all_woken = _Tail(woken) if aim.can_abort else all_calls
@@ -290,18 +292,20 @@ class _Prices:
         """Sequences by situation. free: calls that batch may make slow, in all.
 
         Long silences are served first, whatever the correction: a mistake about busy times must
-        not empty the engine when nobody is there, and what they cost lowers the correction for the
-        others. Not so where batch can't be aborted: then the end of a silence costs many calls.
+        not empty the engine when nobody is there. The others get what is left, corrected. Not so
+        where batch can't be aborted: then the end of a silence costs many calls.
         """
         own_part = _LONG_SILENCES if self._can_abort else 0
-        quiet = _taken(self._choices[:own_part], _FOR_SILENCE * free)
-        others = _taken(self._choices[own_part:], spend * free)
-        return _falling(_filled(quiet + others, self._seconds), self._seconds)
+        quiet = _taken(self._choices[:own_part], free)
+        left = max(0.0, free - sum(slow for _, _, slow in quiet))
+        others = _taken(self._choices[own_part:], spend * left)
+        running = [running for running, _, _ in quiet + others]
+        return _falling(_filled(running, self._seconds), self._seconds)
 
 
 def _taken(
     situations: Sequence[Sequence[tuple[float, float, float]]], allowed: float
-) -> list[float]:
+) -> list[tuple[float, float, float]]:
     """The best choices at the lowest price at which they make no more calls slow than allowed."""
 
     def take(price: float) -> list[tuple[float, float, float]]:
@@ -314,7 +318,7 @@ def _taken(
             low = price
         else:
             high = price
-    return [running for running, _, _ in take(high)]
+    return take(high)
 
 
 class _Tail:
@@ -362,7 +366,7 @@ def _choices(
         share = (own.below(running) + borrowed * pool.below(running) / pool.total) / (
             own.total + borrowed
         )
-        tokens = seconds * batch / max(curve.step_s(running), 1e-6)
+        tokens = seconds * batch / max(curve.step_s(running, realtime), 1e-6)
         least = share if batch == 0 else least
         found.append((running, tokens, calls * (share - least)))
         if batch >= most:
