@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 import structlog
@@ -39,7 +39,10 @@ class Reader(Protocol):
 
 
 class EnqueuedFollower:
-    """Keeps `tenants` as the topics say. listener: called when some batch's room may be another."""
+    """Keeps `tenants` as the topics say.
+
+    listener: told the batches that may go on now and couldn't, or could; None: any may.
+    """
 
     def __init__(
         self, account: Reader, status: Reader, clock: Clock, budgets: Budgets | None = None
@@ -48,7 +51,7 @@ class EnqueuedFollower:
         self._status = status
         self._clock = clock
         self.tenants = Tenants(budgets)
-        self.listener: Callable[[], None] | None = None
+        self.listener: Callable[[Collection[str] | None], None] | None = None
         self._warned = False
 
     async def start(self) -> None:
@@ -99,8 +102,9 @@ class EnqueuedFollower:
                 behind = False
                 read_all()
             self._warn()
-            if self.tenants.settle(self._clock.now_ms()) or came_up:
-                self._tell()
+            moved = self.tenants.settle(self._clock.now_ms())
+            if (moved or came_up) and self.listener is not None:
+                self.listener(None if came_up else moved)
             if not behind:
                 await asyncio.sleep(_PAUSE_S)
 
@@ -120,7 +124,3 @@ class EnqueuedFollower:
                 "There are budgets, but no price book: set BACKHAUL_PRICES_FILE.",
                 action="budgets_not_enforced",
             )
-
-    def _tell(self) -> None:
-        if self.listener is not None:
-            self.listener()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -130,11 +130,13 @@ class Releaser:
             self._dispatcher.controller_load(load, heard_at_ms)
         self._wake.set()
 
-    def make_room(self) -> None:
-        """Some tenant has room for other batches than before."""
-        for batch_id, running in self._running.items():
-            held = self._tenants.waits(running.request.tenant, batch_id)
-            self._dispatcher.hold(batch_id, held)
+    def make_room(self, moved: Collection[str] | None = None) -> None:
+        """These batches may go on now and couldn't, or could, wherever they are; None: any may."""
+        for batch_id in self._running if moved is None else moved:
+            running = self._running.get(batch_id)
+            if running is not None:
+                held = self._tenants.waits(running.request.tenant, batch_id)
+                self._dispatcher.hold(batch_id, held)
         self._wake.set()
 
     async def work(self) -> None:
@@ -177,10 +179,7 @@ class Releaser:
         batch = self._books.live.get(batch_id)
         if batch is None or not self._tenants.budgets.applies(batch.request.tenant):
             return
-        tenant = batch.request.tenant
-        for moved in self._tenants.budgets.hear_batch(snapshot_of(batch)):
-            if moved in self._running:
-                self._dispatcher.hold(moved, self._tenants.waits(tenant, moved))
+        self.make_room(self._tenants.budgets.hear_batch(snapshot_of(batch)))
 
     def _steer(self, effect: SteerLines) -> None:
         running = self._running.get(effect.batch_id)

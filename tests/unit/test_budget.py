@@ -492,6 +492,39 @@ def _limit(
     return of_key
 
 
+@given(st.integers(0, 2**32))
+def test_who_asks_only_about_batches_that_moved_knows_of_all_whether_they_wait(seed: int) -> None:
+    random = Random(seed)
+    told = [one for number in range(8) for one in _told_by(number, random)]
+    random.shuffle(told)
+    tenants, now_ms = _world(), NOON
+    waits: dict[str, bool] = {}
+    over: set[str] = set()
+    for one in told:
+        if random.random() < 0.3:
+            # A controller begins with a batch, of which its snapshot may have told or not.
+            waits.setdefault(one.batch_id, tenants.waits("a", one.batch_id))
+        micros, lines = (random.choice([None, random.randint(1, 200)]) for _ in range(2))
+        if random.random() < 0.2:
+            limits = TenantRecord(
+                tenant="a", at_ms=0, budget_micros=micros, max_enqueued_lines=lines
+            )
+            tenants.hear_limits(limits)
+        elif random.random() < 0.2:
+            tenants.hear_key(key("k0", micros, "day"))
+        tenants.hear_batch(one)
+        if one.status is BatchStatus.COMPLETED:
+            over.add(one.batch_id)
+        now_ms += random.choice([1000, 1000, 1000, DAY_MS])
+        if random.random() < 0.5:
+            continue
+        for batch_id in tenants.settle(now_ms):
+            if batch_id in waits:
+                waits[batch_id] = tenants.waits("a", batch_id)
+        for batch_id in waits.keys() - over:
+            assert waits[batch_id] == tenants.waits("a", batch_id)
+
+
 def test_a_step_looks_at_no_more_batches_however_many_the_tenant_has() -> None:
     def calls(batches: int) -> int:
         budgets = Budgets(lambda: BOOK)

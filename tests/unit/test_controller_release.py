@@ -18,6 +18,7 @@ from schemas.records import (
     OutcomeKind,
     ReadyLine,
     ReadyLines,
+    SegmentWritten,
     TenantRecord,
 )
 from schemas.topics import BATCH_FORECAST, CAPACITY, LINE_READY
@@ -31,6 +32,8 @@ from streams.domain.batch.effects import CloseLines, OpenLines, SettleLines, Ste
 from streams.domain.batch.machine import Entry, fold
 from streams.domain.batch.row import snapshot_of
 from streams.domain.batch.state import InProgress
+from streams.domain.billing.budgets import Budgets
+from streams.domain.billing.prices import parse_prices
 from streams.domain.clock import SystemClock
 from streams.domain.dispatch.slice import Picked
 from streams.domain.enqueued.tenants import Tenants
@@ -38,12 +41,13 @@ from streams.domain.forecast.forecast import Outlook
 from streams.domain.plan import PlanBuilder, PlanError
 from streams.domain.upstreams import parse_upstreams
 from streams.ports.object_store import ObjectStoreError
-from tests.support.batch_log import create, outcome, segment, validated
+from tests.support.batch_log import TENANT, create, outcome, segment, validated
 from tests.support.controller_parts import FakeGuard, FakeRows, FakeSender
 from tests.support.waiting import eventually
 from tests.support.workers import FakeWorker
 
 PINS = b"pinned prompts"
+_BOOK = parse_prices({"currency": "usd", "models": {"m": {"input": "2", "output": "2"}}})
 
 
 async def stored(
@@ -212,7 +216,7 @@ class Station:
             {"upstreams": [{"name": "u", "base_url": "http://h/v1", "models": ["*"]}]}
         )
         self.clock = SystemClock()
-        self.tenants = Tenants()
+        self.tenants = Tenants(Budgets(lambda: _BOOK))
         self.tenants.limits_known = self.tenants.batches_known = True
         self.releaser = Releaser(
             "c0",
@@ -227,12 +231,18 @@ class Station:
             self.errors.append,
         )
 
-    async def batch(self, batch_id: str, lines: int, pins: Sequence[int] = ()) -> InProgress:
+    async def batch(
+        self, batch_id: str, lines: int, pins: Sequence[int] = (), tenant: str = TENANT
+    ) -> InProgress:
         """A validated batch, with its input in the store."""
         data = [b"%d" % n for n in range(lines)]
         source = await stored(self.store, data, key=batch_id, pins=pins)
         command = create(
-            batch_id, at_ms=self.clock.now_ms(), input_key=batch_id, input_bytes=1 << 20
+            batch_id,
+            tenant=tenant,
+            at_ms=self.clock.now_ms(),
+            input_key=batch_id,
+            input_bytes=1 << 20,
         )
         started = fold(None, {}, Entry(command, 0, 0)).batch
         event = validated(lines, batch_id, plan=source.plan)
@@ -320,6 +330,36 @@ async def test_a_batch_without_room_waits_until_there_is(never_by_time: None) ->
         assert tenants.settle(station.clock.now_ms())
         station.releaser.make_room()
         await eventually(lambda: station.lines("batch_2") == list(range(10)))
+
+
+async def test_a_batch_is_held_the_moment_another_s_lines_use_the_budget_up(
+    never_by_time: None,
+) -> None:
+    async with working() as station:
+        first, second = [await station.batch(f"batch_{n}", 10) for n in (1, 2)]
+        tenants, tenant = station.tenants, first.request.tenant
+        tenants.hear_limits(TenantRecord(tenant=tenant, at_ms=0, budget_micros=3))
+        for batch in (first, second):
+            tenants.hear_batch(snapshot_of(batch))
+            station.releaser.apply(OpenLines(batch))
+        station.releaser.make_room(tenants.settle(station.clock.now_ms()))
+        lines = segment([outcome(0)], "batch_1", at_ms=station.clock.now_ms())
+        station.books.live["batch_1"] = _folded(first, lines)
+        station.releaser.apply(SettleLines("batch_1", (0,), ()))
+        station.releaser.apply(OpenLines(await station.batch("other", 30, tenant="b")))
+        station.hear()
+        await eventually(lambda: station.lines("other") == list(range(30)))
+        assert tenants.budgets.holds().keys() == {"batch_1", "batch_2"}
+        assert station.lines("batch_1") == station.lines("batch_2") == []
+        tenants.hear_limits(TenantRecord(tenant=tenant, at_ms=1, budget_micros=4))
+        station.releaser.make_room(tenants.settle(station.clock.now_ms()))
+        await eventually(lambda: station.lines("batch_2") == list(range(10)))
+
+
+def _folded(batch: InProgress, event: SegmentWritten) -> InProgress:
+    after = fold(batch, {}, Entry(event, 2, 0)).batch
+    assert isinstance(after, InProgress)
+    return after
 
 
 async def test_nothing_is_released_before_the_limits_are_known(never_by_time: None) -> None:

@@ -7,7 +7,7 @@ has no money (domain.billing.budgets) takes up no room, as if it were paused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from schemas.records import ApiKeyRecord, BatchSnapshot, BatchStatus, TenantRecord
@@ -53,20 +53,19 @@ class Tenants:
         self._tenants: dict[str, _Tenant] = {}
         self._ended: dict[str, None] = {}
         self._changed: set[str] = set()
-        self._limits_moved = False
+        self._moved: set[str] = set()
 
     def hear_limits(self, record: TenantRecord) -> None:
         """An operator has set a tenant's limits."""
         tenant = self._tenant(record.tenant)
         tenant.limits = Limits(record.max_enqueued_lines, record.max_enqueued_tokens)
         self._changed.add(record.tenant)
-        self._limits_moved = True
+        self._moved.update(tenant.batches)
         self.budgets.hear_tenant(record)
 
     def hear_key(self, record: ApiKeyRecord) -> None:
         """A key was made or revoked, or an operator has set its budget."""
         self.budgets.hear_key(record)
-        self._limits_moved = True
 
     def hear_batch(self, snapshot: BatchSnapshot) -> None:
         """A batch has changed; an older snapshot than the last one changes nothing."""
@@ -78,27 +77,33 @@ class Tenants:
         if known is not None and snapshot.revision < known.revision:
             return
         if snapshot.status is BatchStatus.IN_PROGRESS:
+            if known is None:
+                # Its controller may have asked before, and a limit that it waited for be gone.
+                self._moved.add(snapshot.batch_id)
             batches[snapshot.batch_id] = _batch_of(snapshot)
         else:
             batches.pop(snapshot.batch_id, None)
             self._end(snapshot.batch_id)
         self._changed.add(snapshot.tenant)
 
-    def settle(self, now_ms: int) -> bool:
-        """Decides anew where something changed, or windows end by now; whether room changed."""
-        moved, self._limits_moved = self._limits_moved, False
-        other_holds = self.budgets.settle(now_ms)
-        moved = moved or bool(other_holds)
-        self._changed.update(other_holds)
+    def settle(self, now_ms: int) -> Collection[str]:
+        """Decides anew where something changed, or windows end by now.
+
+        Returns the batches of which `waits` may say something else than at the last time.
+        """
+        for name, batches in self.budgets.settle(now_ms).items():
+            self._changed.add(name)
+            self._moved.update(batches)
         for name in [n for n in self._tenants if n in self._changed or self._has_waiting(n)]:
             tenant = self._tenants[name]
             if tenant.limits.any:
                 before = tenant.room
                 tenant.room = with_room(self._going(name, now_ms), tenant.limits)
-                moved = moved or tenant.room != before
+                self._moved |= before ^ tenant.room
             elif not tenant.batches:
                 del self._tenants[name]
         self._changed.clear()
+        moved, self._moved = self._moved, set()
         return moved
 
     def waits(self, tenant: str, batch_id: str) -> bool:
