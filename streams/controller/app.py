@@ -25,7 +25,7 @@ from streams.controller.release import Releaser
 from streams.controller.routes import Routes
 from streams.controller.snapshots import Snapshots
 from streams.controller.windows import Windows
-from streams.domain.billing.budgets import Budgets
+from streams.domain.billing.holds import BudgetHolds
 from streams.domain.billing.prices import PriceBookError
 from streams.domain.clock import SystemClock
 from streams.domain.upstreams import UpstreamTable, UpstreamTableError
@@ -65,7 +65,7 @@ class Controller(Service):
             TopicReader(role.settings, [ACCOUNT], metrics=role.metrics),
             TopicReader(role.settings, [BATCH_STATUS], metrics=role.metrics),
             self._clock,
-            Budgets(prices.current),
+            BudgetHolds(prices.current),
         )
         self._snapshots = Snapshots(self._books, role.producer, role.fence)
         claim_check_bytes = min(role.settings.claim_check_bytes, _MAX_TRAVELLING_BYTES)

@@ -9,7 +9,7 @@ from typing import Protocol
 import structlog
 
 from schemas.records import ApiKeyRecord, BatchSnapshot, TenantRecord
-from streams.domain.billing.budgets import Budgets
+from streams.domain.billing.holds import BudgetHolds
 from streams.domain.clock import Clock
 from streams.domain.enqueued.tenants import Tenants
 from streams.kafka.errors import KafkaBaseError
@@ -45,7 +45,7 @@ class EnqueuedFollower:
     """
 
     def __init__(
-        self, account: Reader, status: Reader, clock: Clock, budgets: Budgets | None = None
+        self, account: Reader, status: Reader, clock: Clock, budgets: BudgetHolds | None = None
     ) -> None:
         self._account = account
         self._status = status

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 
-from streams.domain.billing.budgets import Budgets
+from streams.domain.billing.holds import BudgetHolds
 from tests.support.spending import BOOK, NOON, snapshot, tenant
 
 _STEPS = 2000
@@ -20,7 +20,7 @@ LIMIT = 2.0
 
 def _measure(batches: int, *, sinks: bool) -> float:
     """Milliseconds of CPU for a step."""
-    budgets = Budgets(lambda: BOOK)
+    budgets = BudgetHolds(lambda: BOOK)
     budgets.hear_tenant(tenant(10 * _STEPS + batches))
     for number in range(batches):
         estimate = batches + 10 * number if sinks else 0

@@ -22,7 +22,7 @@ from schemas.records import (
 from streams.domain.batch.row import snapshot_of
 from streams.domain.billing.batches import batch_cost
 from streams.domain.billing.budget import Budget, BudgetPeriod, budget_of
-from streams.domain.billing.budgets import Budgets
+from streams.domain.billing.holds import BudgetHolds
 from streams.domain.billing.spent import Spent, spent_by_day
 from streams.domain.clock import DAY_MS, day_of
 from streams.domain.enqueued.tenants import Tenants
@@ -30,7 +30,7 @@ from tests.support.batch_log import Controller, create, entries, outcome, segmen
 from tests.support.spending import BOOK, NOON, TODAY, at_ms, key, snapshot, tenant
 
 
-def held(budgets: Budgets, now_ms: int = NOON) -> dict[str, str]:
+def held(budgets: BudgetHolds, now_ms: int = NOON) -> dict[str, str]:
     """Whose budget holds each batch that is held."""
     budgets.settle(now_ms)
     return {batch_id: hold.scope for batch_id, hold in budgets.holds().items()}
@@ -167,7 +167,7 @@ def test_what_came_on_which_day_is_exact_whatever_is_repeated_or_lost_in_a_crash
 
 
 def test_who_has_spent_the_budget_is_held_until_it_is_raised() -> None:
-    budgets = Budgets(lambda: BOOK)
+    budgets = BudgetHolds(lambda: BOOK)
     budgets.hear_tenant(tenant(100))
     budgets.hear_batch(snapshot("one", 60))
     budgets.hear_batch(snapshot("two", 39))
@@ -185,7 +185,7 @@ def test_who_has_spent_the_budget_is_held_until_it_is_raised() -> None:
 
 
 def test_ended_batches_have_spent_what_they_have_and_are_not_held() -> None:
-    budgets = Budgets(lambda: BOOK)
+    budgets = BudgetHolds(lambda: BOOK)
     budgets.hear_tenant(tenant(100))
     budgets.hear_batch(snapshot("old", 100, revision=5, status=BatchStatus.CANCELLED))
     budgets.hear_batch(snapshot("old", 100, revision=4))
@@ -195,7 +195,7 @@ def test_ended_batches_have_spent_what_they_have_and_are_not_held() -> None:
 
 
 def test_a_key_s_budget_holds_the_batches_that_it_created_only() -> None:
-    budgets = Budgets(lambda: BOOK)
+    budgets = BudgetHolds(lambda: BOOK)
     budgets.hear_key(key("k", 50))
     budgets.hear_batch(snapshot("with", 50, key_id="k"))
     budgets.hear_batch(snapshot("other", 70, key_id="l"))
@@ -213,7 +213,7 @@ def test_a_key_s_budget_holds_the_batches_that_it_created_only() -> None:
 def test_a_new_period_lets_a_batch_go_on_and_counts_from_nothing(
     period: str, goes_on: str | None
 ) -> None:
-    budgets = Budgets(lambda: BOOK)
+    budgets = BudgetHolds(lambda: BOOK)
     budgets.hear_tenant(tenant(100, period))
     budgets.hear_batch(snapshot("b", 100))
     assert held(budgets) == {"b": "tenant"}
@@ -229,7 +229,7 @@ def test_a_new_period_lets_a_batch_go_on_and_counts_from_nothing(
 
 
 def test_without_a_price_book_nothing_is_held() -> None:
-    budgets = Budgets()
+    budgets = BudgetHolds()
     budgets.hear_tenant(tenant(0))
     budgets.hear_batch(snapshot("b", 10))
     assert held(budgets) == {}
@@ -237,7 +237,7 @@ def test_without_a_price_book_nothing_is_held() -> None:
 
 
 def _world(limit: int | None = None) -> Tenants:
-    tenants = Tenants(Budgets(lambda: BOOK))
+    tenants = Tenants(BudgetHolds(lambda: BOOK))
     tenants.limits_known = tenants.batches_known = True
     tenants.hear_limits(
         TenantRecord(tenant="a", at_ms=0, max_enqueued_lines=limit, budget_micros=1000)
@@ -319,7 +319,7 @@ def test_snapshots_in_any_order_and_number_come_to_the_same_sums(seed: int) -> N
 
 
 def test_a_batch_too_large_for_what_is_left_waits_until_it_has_begun() -> None:
-    budgets = Budgets(lambda: BOOK)
+    budgets = BudgetHolds(lambda: BOOK)
     budgets.hear_tenant(tenant(100))
     budgets.hear_batch(snapshot("runs", 40, completed=1, estimated_cost_micros=400))
     budgets.hear_batch(snapshot("fits", estimated_cost_micros=60))
@@ -352,7 +352,7 @@ def test_a_budget_counts_what_was_spent_before_it_was_set_whenever_that_was(seed
         for revision in range(4)
     ]
     random.shuffle(told)
-    budgets = Budgets(lambda: BOOK)
+    budgets = BudgetHolds(lambda: BOOK)
     news: list[BatchSnapshot | TenantRecord] = list(told)
     for micros in (1000, None, 240):
         news.insert(random.randint(0, len(news)), tenant(micros))
@@ -453,7 +453,7 @@ def test_what_is_kept_up_step_by_step_is_what_follows_from_everything_at_once(
     random = Random(seed)
     told = [one for number in range(8) for one in _told_by(number, random)] * 2
     random.shuffle(told)
-    budgets, plainly, now_ms = Budgets(lambda: BOOK), _Plainly(), NOON
+    budgets, plainly, now_ms = BudgetHolds(lambda: BOOK), _Plainly(), NOON
     #: What a controller believes that asks only about what it is told has moved.
     goes: dict[str, bool] = {}
     for number, one in enumerate(told):
@@ -481,7 +481,7 @@ def test_what_is_kept_up_step_by_step_is_what_follows_from_everything_at_once(
 
 
 def _limit(
-    budgets: Budgets, key_id: str | None, micros: int | None, period: str
+    budgets: BudgetHolds, key_id: str | None, micros: int | None, period: str
 ) -> TenantRecord | ApiKeyRecord:
     if key_id is None:
         of_tenant = tenant(micros, period)
@@ -527,7 +527,7 @@ def test_who_asks_only_about_batches_that_moved_knows_of_all_whether_they_wait(s
 
 def test_a_step_looks_at_no_more_batches_however_many_the_tenant_has() -> None:
     def calls(batches: int) -> int:
-        budgets = Budgets(lambda: BOOK)
+        budgets = BudgetHolds(lambda: BOOK)
         budgets.hear_tenant(tenant(10_000))
         for number in range(batches):
             budgets.hear_batch(snapshot(f"b{number}", estimated_cost_micros=number))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.records import BatchSnapshot, BatchStatus
-from streams.domain.billing.budgets import Budgets
+from streams.domain.billing.holds import BudgetHolds
 from streams.domain.enqueued.tenants import Tenants
 from tests.support.spending import BOOK, NOON, snapshot, tenant
 
@@ -27,7 +27,7 @@ class Controller:
     read: int = 0
 
     def __post_init__(self) -> None:
-        self.tenants = Tenants(Budgets(lambda: BOOK))
+        self.tenants = Tenants(BudgetHolds(lambda: BOOK))
         self.tenants.limits_known = self.tenants.batches_known = True
         self.tenants.hear_limits(tenant(BUDGET))
         self.tell()

@@ -32,7 +32,7 @@ from streams.domain.batch.effects import CloseLines, OpenLines, SettleLines, Ste
 from streams.domain.batch.machine import Entry, fold
 from streams.domain.batch.row import snapshot_of
 from streams.domain.batch.state import InProgress
-from streams.domain.billing.budgets import Budgets
+from streams.domain.billing.holds import BudgetHolds
 from streams.domain.billing.prices import parse_prices
 from streams.domain.clock import SystemClock
 from streams.domain.dispatch.slice import Picked
@@ -216,7 +216,7 @@ class Station:
             {"upstreams": [{"name": "u", "base_url": "http://h/v1", "models": ["*"]}]}
         )
         self.clock = SystemClock()
-        self.tenants = Tenants(Budgets(lambda: _BOOK))
+        self.tenants = Tenants(BudgetHolds(lambda: _BOOK))
         self.tenants.limits_known = self.tenants.batches_known = True
         self.releaser = Releaser(
             "c0",

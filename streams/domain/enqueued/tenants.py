@@ -2,7 +2,7 @@
 
 Each controller follows the same two topics and keeps the same picture, its own batches included.
 While it is not complete nothing of a tenant with limits is released: waiting is always safe. What
-has no money (domain.billing.budgets) takes up no room, as if it were paused.
+has no money (domain.billing.holds) takes up no room, as if it were paused.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from schemas.records import ApiKeyRecord, BatchSnapshot, BatchStatus, TenantRecord
-from streams.domain.billing.budgets import Budgets
+from streams.domain.billing.holds import BudgetHolds
 from streams.domain.enqueued.room import Enqueued, Limits, Place, with_room
 
 #: Ended batches remembered, so that a snapshot that a paused process wrote too late finds them.
@@ -46,8 +46,8 @@ class Tenants:
     batches have no money.
     """
 
-    def __init__(self, budgets: Budgets | None = None) -> None:
-        self.budgets = budgets or Budgets()
+    def __init__(self, budgets: BudgetHolds | None = None) -> None:
+        self.budgets = budgets or BudgetHolds()
         self.limits_known = False
         self.batches_known = False
         self._tenants: dict[str, _Tenant] = {}

@@ -46,7 +46,7 @@ class Unpriced:
         return self._tenants.pop(tenant, {}).values()
 
 
-class Budgets:
+class BudgetHolds:
     """The budgets of tenants and keys, what was spent of them, and the batches that are held.
 
     Without a price book nothing is spent, and so nothing is held.
