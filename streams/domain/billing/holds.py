@@ -153,8 +153,12 @@ class BudgetHolds:
         if book is not None and tenant in self._budgets:
             for snapshot in self._unpriced.take(tenant):
                 self._spent.hear(book, snapshot)
+            running: dict[KeyId, list[SpentBatch]] = {None: [*spent.running.values()]}
+            for batch in running[None]:
+                if batch.key_id:
+                    running.setdefault(batch.key_id, []).append(batch)
             self._purses[tenant] = {
-                key_id: Purse(budget, book.currency, spent, key_id, now_ms)
+                key_id: Purse(budget, book.currency, spent, key_id, running.get(key_id, ()), now_ms)
                 for key_id, budget in self._budgets[tenant].items()
             }
         self._moved.setdefault(tenant, set()).update(spent.running)

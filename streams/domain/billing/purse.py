@@ -26,18 +26,24 @@ class Purse:
     """The budget of a tenant or of one of its keys, and the running batches that it is for."""
 
     def __init__(
-        self, budget: Budget, currency: str, tenant: SpentTenant, key_id: str | None, now_ms: int
+        self,
+        budget: Budget,
+        currency: str,
+        spent: SpentTenant,
+        key_id: str | None,
+        running: Collection[SpentBatch],
+        now_ms: int,
     ) -> None:
+        """key_id: None if it is the tenant's. running: the batches that it is for."""
         self._budget = budget
         self._currency = currency
         self._scope = "tenant" if key_id is None else "key"
         self._until_ms = budget.ends_at_ms(now_ms)
         self._days = budget.days(now_ms)
-        self._spent = tenant.within(self._days, key_id)
-        mine = [b for b in tenant.running.values() if key_id is None or b.key_id == key_id]
-        self._batches = {batch.batch_id for batch in mine}
+        self._spent = spent.within(self._days, key_id)
+        self._batches = {batch.batch_id for batch in running}
         #: The smallest estimate first.
-        self._not_begun = sorted(_not_begun(mine))
+        self._not_begun = sorted(_not_begun(running))
 
     def change(self, change: Change) -> Collection[str]:
         """One of its batches has changed. Returns others that it holds and didn't, or did."""
