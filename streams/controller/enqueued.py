@@ -53,6 +53,7 @@ class EnqueuedFollower:
         self.tenants = Tenants(budgets)
         self.listener: Callable[[Collection[str] | None], None] | None = None
         self._warned = False
+        self._any_moved = False
 
     async def start(self) -> None:
         """Connects. Raises KafkaBaseError."""
@@ -100,19 +101,21 @@ class EnqueuedFollower:
             came_up = behind and all(reader.positions().get(at, 0) >= e for at, e in ends.items())
             if came_up:
                 behind = False
+                self._any_moved = True
                 read_all()
             self._warn()
-            moved = self.tenants.settle(self._clock.now_ms())
-            if (moved or came_up) and self.listener is not None:
-                self.listener(None if came_up else moved)
+            self._tell(self.tenants.settle(self._clock.now_ms()))
             if not behind:
                 await asyncio.sleep(_PAUSE_S)
 
     def _take(self, read: ReadRecord) -> None:
+        # A limit is also for batches of which no snapshot has told yet.
         match read.record:
             case ApiKeyRecord() as key:
+                self._any_moved = True
                 self.tenants.hear_key(key)
             case TenantRecord() as limits:
+                self._any_moved = True
                 self.tenants.hear_limits(limits)
             case BatchSnapshot() as snapshot:
                 self.tenants.hear_batch(snapshot)
@@ -124,3 +127,8 @@ class EnqueuedFollower:
                 "There are budgets, but no price book: set BACKHAUL_PRICES_FILE.",
                 action="budgets_not_enforced",
             )
+
+    def _tell(self, moved: Collection[str]) -> None:
+        any_moved, self._any_moved = self._any_moved, False
+        if self.listener is not None and (moved or any_moved):
+            self.listener(None if any_moved else moved)

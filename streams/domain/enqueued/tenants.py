@@ -65,6 +65,8 @@ class Tenants:
 
     def hear_key(self, record: ApiKeyRecord) -> None:
         """A key was made or revoked, or an operator has set its budget."""
+        if record.tenant in self._tenants:
+            self._moved.update(self._tenants[record.tenant].batches)
         self.budgets.hear_key(record)
 
     def hear_batch(self, snapshot: BatchSnapshot) -> None:
