@@ -250,6 +250,10 @@ async def test_a_killed_workers_clients_get_an_error_and_the_next_ones_an_answer
         once.chat.completions.create(model="hangs", messages=_messages(), user="killed-too")
     )
     await eventually(lambda: _runs(simulator, "killed-too"), 15.0)
+    # Two tokens later, of a second each, its worker has said that it has it, and committed that.
+    # Killed before, the worker that comes after may take it anew, and it would hang there.
+    for _token in range(3):
+        await anext(parts)
     stack.kill("realtime-worker")
     began = time.monotonic()
     with pytest.raises(APIError, match="is gone"):
