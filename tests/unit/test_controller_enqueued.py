@@ -67,6 +67,7 @@ async def test_who_listens_is_told_when_room_changes_and_not_when_it_doesn_t() -
         await eventually(lambda: bool(told) and not tenants.waits("a", "first"))
         await log.send(BATCH_STATUS, "second", snapshot("second", created_at_ms=1 << 45))
         await eventually(lambda: "second" in tenants.positions(0))
+        assert None in told, "a limit is for any batch, known or not"
         told.clear()
         assert tenants.waits("a", "second")
         over = snapshot("first", revision=2, status=BatchStatus.FINALIZING)
