@@ -444,6 +444,20 @@ def test_calls_past_our_lane_are_seen_beside_those_in_it() -> None:
     assert limits[2][0] > 4
 
 
+def test_batch_that_was_just_aborted_does_not_hide_the_calls_it_was_aborted_for() -> None:
+    gate = Gate(replace(BASE, can_abort=True, sources=frozenset({Source.ENGINE})))
+    gate.batch_in_flight(60, 1000.0)
+    gate.hear(EngineLoad(1000.4, 0, 100), 1000.4)
+    gate.batch_in_flight(5, 1000.5)
+    # Forty strangers, and of our own by then five to sixty.
+    gate.hear(EngineLoad(1000.6, 6, 39), 1000.6)
+    assert gate.decide(1000.6).reason is Reason.QUEUE
+    # All that there is is ours, and has been for long enough.
+    for n in range(20):
+        gate.hear(EngineLoad(1001.0 + n / 4, 1, 4), 1001.0 + n / 4)
+    assert gate.decide(1005.8).reason is not Reason.QUEUE
+
+
 def test_batch_calls_that_have_just_ended_are_no_strangers() -> None:
     gate = Gate(replace(BASE, sources=frozenset({Source.ENGINE})))
     now = 1000.0

@@ -83,6 +83,8 @@ _ABORT_WOKEN = 2
 _KV_FULL = 0.92
 #: An engine's page and the workers' loads may be so far apart: what both explain is not a stranger.
 _ENGINE_LAG_S = 0.5
+#: Of strangers of the last reading that may have ended, so many are taken to be there still.
+_STILL_THERE = 0.75
 #: No call stays for longer: what ran before a pause of so long doesn't matter.
 _LONGEST_PAUSE_S = 60.0
 
@@ -336,8 +338,15 @@ class Gate:
         step's time then stands for one on the first token's.
         """
         from_s, before = load.at_s - _ENGINE_LAG_S, self._direct
-        batch, ours = self._batch.at(load.at_s), self._batch.most(from_s) + self._lane.most(from_s)
-        self._direct = max(0.0, load.running + load.waiting - ours)
+        batch = self._batch.at(load.at_s)
+        # Of our own calls the page may show as many as there were of late, or as few. As long as
+        # that explains it, there may be as many strangers as before, though it is ever less
+        # likely: batch that was just aborted must not hide the calls that it was aborted for.
+        engine = load.running + load.waiting
+        fewest = max(0.0, engine - self._batch.most(from_s) - self._lane.most(from_s))
+        most = max(0.0, engine - self._batch.least(from_s) - self._lane.least(from_s))
+        left = min(fewest + _STILL_THERE * max(0.0, before - fewest), most)
+        self._direct = left if left >= fewest + 0.5 else fewest
         self._set_realtime(self._lane.last + self._direct, load.at_s, now_s)
         if load.gaps and not self._sees_firsts:
             self._learn_gaps(load.running, self._realtime.at(load.at_s), load.gaps, load.gaps_s)

@@ -40,6 +40,11 @@ class History:
         index = max(0, bisect_right(self._times, from_s) - 1)
         return max(self._values[i] for i in range(index, len(self._values)))
 
+    def least(self, from_s: float) -> float:
+        """The lowest that it was since then."""
+        index = max(0, bisect_right(self._times, from_s) - 1)
+        return min(self._values[i] for i in range(index, len(self._values)))
+
     def mean(self, from_s: float, to_s: float) -> float:
         """Its average between two times."""
         index = max(0, bisect_right(self._times, from_s) - 1)
