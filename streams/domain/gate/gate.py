@@ -84,7 +84,7 @@ _KV_FULL = 0.92
 #: An engine's page and the workers' loads may be so far apart: what both explain is not a stranger.
 _ENGINE_LAG_S = 0.5
 #: Of strangers of the last reading that may have ended, so many are taken to be there still.
-_STILL_THERE = 0.75
+_STILL_THERE = 0.5
 #: No call stays for longer: what ran before a pause of so long doesn't matter.
 _LONGEST_PAUSE_S = 60.0
 
