@@ -16,9 +16,9 @@ from typing import Any
 
 import structlog
 from aiokafka.consumer import fetcher
-from aiokafka.record.default_records import _DefaultRecordBatchPy
 from aiokafka.record.memory_records import MemoryRecords
 
+from streams.kafka.record_batch import read_batch
 from streams.kafka.unpack import limit_unpacking
 
 log = structlog.get_logger(__name__)
@@ -27,10 +27,12 @@ _MAGIC = 2
 _LENGTH_AT = 8
 _BEFORE_LENGTH_COUNTS = 12
 _QUIET_S = 60.0
-#: Once so much came out of compressed batches of one fetch, the rest of it is fetched again later.
+#: Once so much came out of one fetch that isn't seen in its size, its rest is fetched again later.
 _ENOUGH_BYTES = 4 * 1024 * 1024
 #: What Python needs for a header, whatever is in it.
 _HEADER_BYTES = 64
+#: There isn't room for much in a batch of this size, unless it is compressed.
+_SMALL_BYTES = 64 * 1024
 
 
 #: Which topics strangers write: patterns of full names. What can't be read of these is passed over;
@@ -88,7 +90,7 @@ class _Partition(fetcher.PartitionRecords):  # type: ignore[misc]
 
 
 class _Batch:
-    """One record batch, read by aiokafka's compiled code as far as that can, then by its other."""
+    """One record batch, read by aiokafka's compiled code where that is safe."""
 
     def __init__(self, batch: Any, data: memoryview, fetched: _Fetched) -> None:
         self._batch = batch
@@ -102,42 +104,30 @@ class _Batch:
         return next(self._batch)
 
     def __iter__(self) -> Iterator[Any]:
-        given = 0
+        strange = any(re.fullmatch(pattern, self._from.topic) for pattern in _strange)
+        small = len(self._data) <= _SMALL_BYTES and not self._batch.compression_type
         try:
-            try:
-                for record in self._batch:
-                    yield self._counted(record)
-                    given += 1
-            except UnicodeDecodeError:
-                for record in itertools.islice(_lenient(self._data), given, None):
-                    yield self._counted(record)
+            yield from self._counted(small or not strange)
         except Exception as error:  # whatever a codec or a parser makes of it
-            if not any(re.fullmatch(pattern, self._from.topic) for pattern in _strange):
+            if not strange:
                 raise
             _tell(self._from, self._batch.base_offset, error)
 
-    def _counted(self, record: Any) -> Any:
-        if self._batch.compression_type:
-            size = len(record.key or b"") + len(record.value or b"")
+    def _counted(self, compiled: bool) -> Iterator[Any]:
+        packed = bool(self._batch.compression_type)
+        for record in self._records() if compiled else read_batch(self._data):
+            size = len(record.key or b"") + len(record.value or b"") if packed else 0
             self._from.unpacked_bytes += size + _HEADER_BYTES * len(record.headers)
-        return record
+            yield record
 
-
-def _lenient(data: memoryview) -> Any:
-    batch = iter(_DefaultRecordBatchPy(data))  # which unpacks it
-    batch._buffer = _Text(batch._buffer)
-    return batch
-
-
-class _Text(bytearray):
-    """Bytes whose pieces are decoded as text whatever they are."""
-
-    def __getitem__(self, at: Any) -> Any:
-        piece = super().__getitem__(at)
-        return _Text(piece) if isinstance(at, slice) else piece
-
-    def decode(self, encoding: str = "utf-8", errors: str = "replace") -> str:
-        return super().decode(encoding, errors)
+    def _records(self) -> Iterator[Any]:
+        given = 0
+        try:
+            for record in self._batch:
+                yield record
+                given += 1
+        except UnicodeDecodeError:
+            yield from itertools.islice(read_batch(self._data), given, None)
 
 
 def _tell(fetched: _Fetched, offset: int, error: Exception) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.record.util import calc_crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.kafka import records
+from streams.kafka.record_batch import MAX_HEADERS, MAX_RECORDS, read_batch
 from streams.kafka.records import read_strangers
 from streams.kafka.unpack import MAX_UNPACKED_BYTES, UnpacksTooLargeError
 from tests.support.strangers import BAD_NAME, CODECS, batch, bomb, newer_snappy, with_bad_name
@@ -53,10 +56,20 @@ def test_well_formed_batches_are_read_as_aiokafka_reads_them(
     for values, codec in batches:
         raw += at(batch(values, codec), offset)
         offset += len(values)
-    plain = [(r.offset, r.key, r.value, tuple(r.headers)) for r in _plain(raw)]
+    plain = [_fields(r) for r in _plain(raw)]
     came, following = read(raw)
-    assert [(r.offset, r.key, r.value, tuple(r.headers)) for r in came] == plain
+    assert [_fields(r) for r in came] == plain
     assert following == offset
+    if len(batches) == 1:
+        ours = [_fields(r) for r in read_batch(memoryview(raw))]
+        assert ours == plain
+
+
+def _fields(record: Any) -> tuple[object, ...]:
+    return (
+        *(record.offset, record.timestamp, record.timestamp_type),
+        *(record.key, record.value, tuple(record.headers)),
+    )
 
 
 def _plain(raw: bytes) -> Iterator[Any]:
@@ -122,7 +135,38 @@ def test_many_batches_that_unpack_to_much_come_by_and_by() -> None:
     assert offsets == list(range(20))
 
 
-def test_names_of_headers_count_as_what_they_take_up() -> None:
-    one = batch([(None, b"", [("", None)] * 50_000)], CODECS["zstd"])
-    came, _ = read(b"".join(at(one, offset) for offset in range(100)))
-    assert len(came) == 2
+def test_headers_count_as_what_they_take_up() -> None:
+    one = batch([(None, b"", [("", None)] * 25_000)])
+    came, following = read(b"".join(at(one, offset) for offset in range(100)))
+    assert len(came) == following == 3
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        batch([(None, b"", [("", None)] * (MAX_HEADERS + 1))], CODECS["zstd"]),
+        batch([(None, bytes(70_000), [("", None)] * (MAX_HEADERS + 1))]),
+        with_bad_name(b"k", [b"v"], [("", None)] * MAX_HEADERS),
+        batch([(None, b"", ())] * (MAX_RECORDS + 1), CODECS["zstd"]),
+    ],
+    ids=["packed", "large", "name", "records"],
+)
+def test_what_takes_up_much_more_than_its_bytes_is_passed_over(raw: bytearray) -> None:
+    (last,) = struct.unpack_from("!i", raw, 23)
+    came, following = read(at(raw, 0) + at(batch([(b"k", b"after", ())]), last + 1))
+    assert ([r.value for r in came if r.key], following) == ([b"after"], last + 2)
+
+
+def test_as_many_headers_as_anybody_needs_are_read() -> None:
+    headers = [(f"h{number}", b"") for number in range(MAX_HEADERS)]
+    (record,) = read(at(batch([(None, b"", headers)], CODECS["gzip"]), 0))[0]
+    assert list(record.headers) == headers
+
+
+def test_a_broker_set_time_is_read_from_the_batch() -> None:
+    raw = batch([(None, bytes(70_000), ()), (None, b"", ())])
+    raw[21:23] = struct.pack("!h", 0x08)
+    raw[35:43] = struct.pack("!q", 1_800_000_000_000)
+    raw[17:21] = struct.pack("!I", calc_crc32c(bytes(raw[21:])))
+    came, _ = read(bytes(raw))
+    assert [(r.timestamp, r.timestamp_type) for r in came] == [(1_800_000_000_000, 1)] * 2
