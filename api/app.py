@@ -292,6 +292,10 @@ async def listening(app: web.Application, host: str, port: int) -> AsyncIterator
         # aiohttp's own shutdown would throw away the rest of a body that is still arriving.
         if middleware.IN_FLIGHT in app and not await app[middleware.IN_FLIGHT].drained(_DRAIN_S):
             log.warning("Requests were cut off.", action="requests_cut")
+            if GATEWAY in app:
+                # Their clients are told so, and don't pay for what we broke off.
+                app[GATEWAY].lane.interrupt()
+                await app[middleware.IN_FLIGHT].drained(_SHUTDOWN_S)
     finally:
         await runner.cleanup()
 

@@ -258,7 +258,7 @@ REALTIME_ANSWERS = Metric(
     MetricKind.COUNTER,
     "Real-time requests by how they ended at the gateway: answered, refused (by the upstream), "
     "gone (the client), slow (the client), full, share (full for its tenant), no_worker, "
-    "worker_lost, timeout, failed.",
+    "worker_lost, timeout, failed, stopped (this gateway, before the answer was whole).",
     ("result",),
 )
 REALTIME_ANSWERS_LOST = Metric(

@@ -20,7 +20,7 @@ import structlog
 
 from api.errors import RateLimited
 from api.log_port import LogProducer, LogReader
-from api.realtime.pending import Pending, Result, no_worker, too_late, worker_lost
+from api.realtime.pending import Pending, Result, no_worker, stopped, too_late, worker_lost
 from schemas.metrics import REALTIME_ANSWERS, REALTIME_PENDING, Metrics
 from schemas.records import RealtimeCancel, RealtimeLoad, RealtimeReplies, RealtimeRequest
 from schemas.topics import REALTIME_CANCEL, REALTIME_REQUEST
@@ -38,6 +38,8 @@ _OWN_PAUSE_S = 1.0
 _POLL_S = 1.0
 _RETRY_S = 0.5
 _FORGET_S = 60.0
+#: What a client does itself, and so pays as far as the answer came.
+_BY_ITS_CLIENT = frozenset({Result.GONE, Result.SLOW, Result.TIMEOUT})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +112,11 @@ class Lane:
         await self._log.replies.stop()
         await self._log.loads.stop()
 
+    def interrupt(self) -> None:
+        """Ends all requests with an error, since this gateway won't wait for them any more."""
+        for pending in list(self._pending.values()):
+            pending.fail(Result.STOPPED, stopped())
+
     def begin(self, request_id: str, tenant: str, asked: Asked) -> Pending:
         """A request that will be sent. Raises RateLimited. finish() it, whatever happens."""
         self._check_room(tenant)
@@ -159,11 +166,11 @@ class Lane:
             del self._open[tenant]
         for timer in self._timers.pop(request_id):
             timer.cancel()
-        whole = pending.result in (Result.ANSWERED, Result.REFUSED, Result.FAILED)
-        pending.fail(Result.GONE, no_worker())
-        if not whole:
-            self._cancel(request_id, left=pending.result in (Result.GONE, Result.SLOW))
-        result = pending.result or Result.GONE
+        if pending.result not in (Result.ANSWERED, Result.REFUSED, Result.FAILED):
+            self._cancel(request_id, left=pending.result in _BY_ITS_CLIENT)
+        # Whoever was answering it was interrupted, where it is still open.
+        pending.fail(Result.STOPPED, stopped())
+        result = pending.result or Result.STOPPED
         self._metrics.counter(REALTIME_ANSWERS).labels(result.value).inc()
         self._metrics.gauge(REALTIME_PENDING).set(len(self._pending))
 

@@ -33,6 +33,7 @@ class Result(StrEnum):
     WORKER_LOST = "worker_lost"
     TIMEOUT = "timeout"
     FAILED = "failed"
+    STOPPED = "stopped"
 
 
 class ClientGoneError(ConnectionResetError):
@@ -138,6 +139,11 @@ class Pending:
 def no_worker() -> Unavailable:
     """The error when nobody took the request."""
     return Unavailable("No worker took the request; try again in a moment.", code="no_worker")
+
+
+def stopped() -> Unavailable:
+    """The error when this gateway stops before the answer is whole."""
+    return Unavailable("This server stops; try again.", code="server_stopping")
 
 
 def worker_lost() -> Unavailable:

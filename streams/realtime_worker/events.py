@@ -33,11 +33,21 @@ class _Wrapped(msgspec.Struct):
     response: msgspec.Raw
 
 
+class _WithUsage(msgspec.Struct):
+    usage: dict[str, msgspec.Raw] | None = None
+
+
+class _Telling(_WithUsage):
+    # The name alone doesn't do: a tool that is repeated may have a parameter called `usage`.
+    response: _WithUsage | None = None
+
+
 class Events:
     """One stream's events."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
+        #: The data of the last event that says what was used.
         self._told = b""
         self._heard = Heard()
         #: The event of which a piece was passed on already.
@@ -82,25 +92,33 @@ class Events:
             self._long.feed(whole[:end])
             usage, self._long = self._long.end(), None
             if usage is not None:
-                self._told = b'data: {"usage":' + usage + b"}"
+                self._told = b'{"usage":' + usage + b"}"
             whole = whole[end:]
-        if _USAGE.search(whole):
-            self._told = whole
+        for event in reversed(EVENT_END.split(whole)) if _USAGE.search(whole) else ():
+            if _tells(data := data_of(event)):
+                self._told = data
+                break
         self._heard.feed(whole)
         if piece:
             self._long = self._long or LongEvent()
             self._long.feed(piece)
 
     def _said(self, endpoint: str) -> Used:
-        for event in reversed(EVENT_END.split(self._told)):
-            if _USAGE.search(event):
-                return _used(data_of(event), endpoint)
-        return Used()
+        return _used(self._told, endpoint) if self._told else Used()
 
 
 def _first_end(events: bytes) -> int:
     found = EVENT_END.search(events)
     return len(events) if found is None else found.end()
+
+
+def _tells(data: bytes) -> bool:
+    """Whether an event says what was used."""
+    with suppress(*NOT_JSON):
+        event = msgspec.json.decode(data, type=_Telling)
+        inner = event.response.usage if event.response else None
+        return event.usage is not None or inner is not None
+    return False
 
 
 def _used(data: bytes, endpoint: str) -> Used:

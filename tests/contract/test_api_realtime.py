@@ -339,7 +339,7 @@ async def test_a_request_that_takes_too_long_gets_an_error_and_its_call_is_cut()
         assert (error.status_code, error.code) == (504, "request_timeout")
         assert error.response.headers["x-should-retry"] == "false"
         await eventually(lambda: worker.upstream.running == 0)
-        assert await _left(gateway) is False
+        assert await _left(gateway) is True
 
 
 async def test_a_client_that_goes_away_ends_its_call(gateway: GatewayUnderTest) -> None:
@@ -361,6 +361,34 @@ async def test_a_client_that_goes_away_in_the_middle_of_a_stream_ends_its_call(
         await stream.close()
         await eventually(lambda: worker.upstream.running == 0)
         assert await _left(gateway) is True
+
+
+async def test_a_stream_that_a_stopping_gateway_breaks_off_ends_with_an_error_and_is_not_paid_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("api.app._DRAIN_S", 0.1)
+    endless = Events(tuple(chunk("a") for _ in range(1000)), pause_s=0.02)
+    async with (
+        running_gateway(upstreams=UPSTREAMS) as gateway,
+        lane_worker(gateway.log, always(endless)),
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(_streamed(gateway))
+        await reader.readuntil(b"data: ")
+    try:
+        rest = await asyncio.wait_for(reader.read(), 5)
+    finally:
+        writer.close()
+    assert b"server_stopping" in rest
+    assert await _left(gateway) is False
+
+
+def _streamed(gateway: GatewayUnderTest) -> bytes:
+    body = b'{"model": "m1", "messages": [], "stream": true}'
+    return (
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\n"
+        b"Content-Length: %d\r\n\r\n%b" % (gateway.keys["acme"].encode(), len(body), body)
+    )
 
 
 async def _left(gateway: GatewayUnderTest) -> bool:
@@ -385,11 +413,7 @@ async def test_a_client_that_reads_too_slowly_is_cut_off() -> None:
         lane_worker(gateway.log, always(flood)) as worker,
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port, limit=1024)
-        body = b'{"model": "m1", "messages": [], "stream": true}'
-        writer.write(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\n"
-            b"Content-Length: %d\r\n\r\n%b" % (gateway.keys["acme"].encode(), len(body), body)
-        )
+        writer.write(_streamed(gateway))
         try:
             # The call itself may be over before anybody has looked at it.
             assert await _left(gateway) is True

@@ -114,6 +114,13 @@ def test_nothing_is_estimated_before_the_first_event_or_after_an_error() -> None
     assert _used_of(_DELTA, failed, endpoint=RESPONSES) == Used()
 
 
+def test_a_tool_with_a_parameter_called_usage_hides_nothing_that_was_told() -> None:
+    told = b'data: {"usage":{"prompt_tokens":6,"completion_tokens":13}}\n\n'
+    tool = b'data: {"choices":[],"tools":[{"usage":{}}],"response":{"tools":[{"usage":{}}]}}\n\n'
+    for chunks in ((told, tool), (told + tool,), (told + tool[:30], tool[30:])):
+        assert _used_of(*chunks) == Used(Usage(input_tokens=6, output_tokens=13), "")
+
+
 def test_what_an_upstream_tells_is_believed_rather_than_any_estimate() -> None:
     nothing = b'data: {"usage":{"prompt_tokens":0,"completion_tokens":0}}\n\n'
     assert _used_of(_DELTA, nothing) == Used(Usage(), "")
