@@ -8,7 +8,8 @@ After a seal was carried out, and once a second, it is committed how far a reade
 (`Inbox.floor`), with how far this one had come (`Inbox.done`) as the commit's note. Whoever is
 killed between a seal's steps leaves them to be done again, with the same ids and the same bytes:
 the batch is made once; only the tenant may be told twice. If the batch was created already, nothing
-but that is done again: its file may have been deleted since.
+but that is done again: its file may have been deleted since. At most one seal can be so: a lane
+that can't commit a seal, because its partition was taken back, does nothing more.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import structlog
 
@@ -143,7 +144,7 @@ class _Lane(Worker):
         super().__init__(f"inbound-{part.partition}")
         self.waiting_bytes = 0
         self.tenant = tenant
-        self._parts, self._part = parts, part
+        self._parts, self._part, self._since = parts, part, held.since
         self._told = Told(parts.telling, parts.settings, parts.metrics, tenant)
         self._inbox = _inbox(parts.settings, part, held.note)
         self._turns = turns
@@ -154,12 +155,14 @@ class _Lane(Worker):
         self._sealed = False
         #: Whether what was tried last failed.
         self._failing = False
+        #: Whether the partition was taken back: who gets it next does what waits here.
+        self._lost = False
         self._news = asyncio.Event()
 
     @property
     def idle(self) -> bool:
-        """Whether everything that came is done; also if it never will be."""
-        return not self._waiting or self.ended
+        """Whether everything that came is done; also if it never will be, by this lane."""
+        return not self._waiting or self._lost or self.ended
 
     def add(self, records: Sequence[Record]) -> None:
         """These came."""
@@ -233,8 +236,10 @@ class _Lane(Worker):
         if self._sealed or not await self._patiently(
             lambda: parts.made.deleted(file.file_id, seal.at_ms)
         ):
+            await self._while_held()
             await parts.producer.send(FILE, file.file_id, file)
         reach("bridge.file_recorded")
+        await self._while_held()
         await parts.producer.send(BATCH_COMMAND, create.batch_id, create)
         reach("bridge.batch_created")
         log.info(
@@ -309,9 +314,24 @@ class _Lane(Worker):
         if self._inbox.floor is None:
             return
         mark = Mark(self._inbox.floor, str(self._inbox.done))
-        if mark != self._committed:
-            await self._patiently(lambda: self._parts.submissions.commit({self._part: mark}))
-            self._committed = mark
+        if mark == self._committed:
+            return
+        commit = self._parts.submissions.commit
+        if not await self._patiently(lambda: commit(self._part, self._since, mark)):
+            await self._park()
+        self._committed = mark
+
+    async def _while_held(self) -> None:
+        """Goes on only if the partition is still this lane's, as far as this process knows."""
+        held = self._parts.submissions.held().get(self._part)
+        if held is None or held.since != self._since:
+            await self._park()
+
+    async def _park(self) -> NoReturn:
+        """Waits to be stopped. What it did more would be done again by who has the partition."""
+        self._lost = True
+        while True:
+            await asyncio.Event().wait()
 
 
 def _inbox(settings: Settings, part: TopicPart, note: str) -> Inbox:

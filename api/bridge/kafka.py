@@ -70,9 +70,9 @@ class TenantTopics:
         """As GroupReader's."""
         return await self._reader.at_end(part)
 
-    async def commit(self, marks: Mapping[TopicPart, Mark]) -> None:
+    async def commit(self, part: TopicPart, since: int, mark: Mark) -> bool:
         """As GroupReader's."""
-        await self._reader.commit(marks)
+        return await self._reader.commit(part, since, mark)
 
     async def stop(self) -> None:
         """Disconnects. Idempotent."""

@@ -44,8 +44,11 @@ class Statuses(Protocol):
         """The partitions that are this process's, as of the last poll."""
         ...
 
-    async def commit(self, marks: Mapping[TopicPart, Mark]) -> None:
-        """Says how far these were read; nothing if another has them now. Raises KafkaBaseError."""
+    async def commit(self, part: TopicPart, since: int, mark: Mark) -> bool:
+        """Says how far a partition was read that is this process's since then (Held.since).
+
+        False if it no longer is: nothing is committed. Raises KafkaBaseError.
+        """
         ...
 
 
@@ -87,16 +90,15 @@ class Outbound:
 
     def _started(self, part: TopicPart, held: Held) -> _Partition:
         self._committed.pop(part, None)
-        return _Partition(self._parts, part, self._turns)
+        return _Partition(self._parts, part, held.since, self._turns)
 
     async def _commit(self) -> None:
-        floors = {part: lanes.floor for part, lanes in self._lanes.items()}
-        news = {part: at for part, at in floors.items() if at > self._committed.get(part, 0)}
-        if not news:
-            return
         try:
-            await self._statuses.commit({part: Mark(at) for part, at in news.items()})
-            self._committed.update(news)
+            for part, lanes in list(self._lanes.items()):
+                at = lanes.floor
+                news = at > self._committed.get(part, 0)
+                if news and await self._statuses.commit(part, lanes.since, Mark(at)):
+                    self._committed[part] = at
         except KafkaBaseError as error:
             # All it costs is that more is read again after a restart.
             log.warning("Could not commit.", action="commit_failed", error=type(error).__name__)
@@ -105,7 +107,8 @@ class Outbound:
 class _Partition:
     """One partition of batch.status, in one time that it is this process's."""
 
-    def __init__(self, parts: LaneParts, part: TopicPart, turns: Turns) -> None:
+    def __init__(self, parts: LaneParts, part: TopicPart, since: int, turns: Turns) -> None:
+        self.since = since
         self._parts, self._part, self._turns = parts, part, turns
         self._tenants: dict[str, TenantLane] = {}
         self._read_to = 0

@@ -25,7 +25,7 @@ class Submissions(Protocol):
         ...
 
     def held(self) -> Mapping[TopicPart, Held]:
-        """The partitions that are this process's, as of the last poll."""
+        """The partitions that are this process's now; after a poll, those that it took over."""
         ...
 
     def pause(self, part: TopicPart) -> None:
@@ -40,8 +40,11 @@ class Submissions(Protocol):
         """Whether nothing more has come. Raises KafkaBaseError."""
         ...
 
-    async def commit(self, marks: Mapping[TopicPart, Mark]) -> None:
-        """Says how far these were read; nothing if another has them now. Raises KafkaBaseError."""
+    async def commit(self, part: TopicPart, since: int, mark: Mark) -> bool:
+        """Says how far a partition was read that is this process's since then (Held.since).
+
+        False if it no longer is: nothing is committed. Raises KafkaBaseError.
+        """
         ...
 
     async def stop(self) -> None:

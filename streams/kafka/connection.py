@@ -25,7 +25,7 @@ REQUEST_TIMEOUT_MS = 20_000
 #: How long a client may wait at start for a broker that doesn't answer.
 _ADMIN_TIMEOUT_MS = 10_000
 #: A broker that has just died is asked until the others have noticed.
-_NO_ANSWER = (KafkaConnectionError, NodeNotReadyError, RequestTimedOutError, OSError, TimeoutError)
+NO_ANSWER = (KafkaConnectionError, NodeNotReadyError, RequestTimedOutError, OSError, TimeoutError)
 
 
 def connection(settings: Settings) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def friendly(error: BaseException, settings: Settings) -> KafkaBaseError:
         return error
     if isinstance(error, UnknownTopicOrPartitionError):
         return TopicMissing(f"{TopicMissing.__doc__} ({error})")
-    if isinstance(error, _NO_ANSWER):
+    if isinstance(error, NO_ANSWER):
         return BrokerUnreachable(
             f"No Kafka broker answers at {settings.kafka}. Start one (`backhaul up`), or set "
             "BACKHAUL_KAFKA to one that runs."

@@ -178,21 +178,23 @@ class GroupReader:
         except (KafkaError, OSError) as error:
             raise friendly(error, self._settings) from error
 
-    async def commit(self, marks: Mapping[TopicPart, Mark]) -> None:
-        """Says how far these were read, but not of what others have now. Raises KafkaBaseError."""
-        offsets = {
-            TopicPartition(part.topic, part.partition): OffsetAndMetadata(mark.offset, mark.note)
-            for part, mark in marks.items()
-            if part in self._held
-        }
-        if not offsets:
-            return
+    async def commit(self, part: TopicPart, since: int, mark: Mark) -> bool:
+        """Says how far a partition was read that is this process's since then.
+
+        False if it no longer is, or will be read anew: nothing is committed. Raises KafkaBaseError.
+        """
+        held = self._held.get(part)
+        if held is None or held.since != since:
+            return False
+        tp = TopicPartition(part.topic, part.partition)
         try:
-            await self._started().commit(offsets)
+            await self._started().commit({tp: OffsetAndMetadata(mark.offset, mark.note)})
         except (CommitFailedError, IllegalStateError):
-            log.warning("Another process has these partitions by now.", action="commit_refused")
+            log.warning("A partition was taken back meanwhile.", action="commit_refused")
+            return False
         except (KafkaError, OSError) as error:
             raise friendly(error, self._settings) from error
+        return True
 
     async def stop(self) -> None:
         """Disconnects. Idempotent.

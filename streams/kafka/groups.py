@@ -16,7 +16,7 @@ from aiokafka.errors import (
 from aiokafka.structs import OffsetAndMetadata
 
 from schemas.topics import Topic
-from streams.kafka.connection import admin_client, partition_counts
+from streams.kafka.connection import NO_ANSWER, admin_client, partition_counts
 from streams.settings import Settings
 
 #: A fresh cluster makes its offsets topic at the first question about a group; that takes seconds.
@@ -67,7 +67,8 @@ async def _ask_coordinator(
     admin: AIOKafkaAdminClient, group: str, wanted: list[TopicPartition]
 ) -> dict[TopicPartition, OffsetAndMetadata]:
     while True:
-        with suppress(*_COORDINATOR_MOVES):
+        # The broker that is asked, or named as the coordinator, may be one that has just died.
+        with suppress(*_COORDINATOR_MOVES, *NO_ANSWER):
             found = dict(await admin.list_consumer_group_offsets(group, partitions=wanted))
             # A coordinator that still loads answers nothing, and aiokafka passes over its reason.
             if len(found) == len(wanted):

@@ -28,6 +28,8 @@ class Partition:
     at_once: int = 1000
     paused: bool = False
     pauses: int = 0
+    #: Whether the group has moved on, which this process hasn't heard of yet.
+    refuses: bool = False
     #: What the next readings again raise, and the next commits.
     fails: Iterator[KafkaBaseError] = field(default_factory=lambda: iter(()))
     commits_fail: Iterator[KafkaBaseError] = field(default_factory=lambda: iter(()))
@@ -85,11 +87,14 @@ class Topics:
     async def at_end(self, part: TopicPart) -> bool:
         return self.parts[part].position == len(self.parts[part].records)
 
-    async def commit(self, marks: Mapping[TopicPart, Mark]) -> None:
-        for part, mark in marks.items():
-            for error in self.parts[part].commits_fail:
-                raise error
-            self.parts[part].commits.append(mark)
+    async def commit(self, part: TopicPart, since: int, mark: Mark) -> bool:
+        own = self.parts[part]
+        for error in own.commits_fail:
+            raise error
+        if own.refuses or own.since != since:
+            return False
+        own.commits.append(mark)
+        return True
 
     async def read(self, part: TopicPart, begin: int, end: int) -> AsyncGenerator[Record, None]:
         own = self.parts[part]

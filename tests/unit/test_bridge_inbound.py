@@ -256,6 +256,39 @@ async def test_a_commit_that_is_refused_costs_only_its_tenant(
     assert evil.commits[-1].offset == 4
 
 
+async def test_a_lane_that_lost_its_partition_carries_out_no_further_seal(
+    world: _World,
+) -> None:
+    world.topic.refuses = True
+    for key in (b"k", b"l", b"m"):
+        world.topic.add(key, line(0))
+        world.topic.add(key, _SEAL, b"seal")
+    await world.inbound.step(0)
+    await eventually(lambda: world.inbound.idle)
+    assert len(world.producer.creates) == 1
+    world.topic.refuses = False
+    world.topic.rebalance()
+    await world.store.delete(world.producer.files[0].object.key)
+    await work(world.inbound)
+    # Who has it next makes the others, and brings no file back.
+    assert len(world.producer.creates) == len(world.producer.files) == 3
+    assert len(world.store.objects) == 2
+    assert world.producer.kinds == [Kind.ACCEPTED] * 4
+
+
+async def test_a_batch_whose_partition_was_lost_while_its_file_was_written_is_left_to_the_next(
+    world: _World,
+) -> None:
+    world.topic.add(b"k", line(0))
+    world.topic.add(b"k", _SEAL, b"seal")
+    await world.inbound.step(0)
+    world.topic.rebalance()
+    await eventually(lambda: world.inbound.idle)
+    assert (world.producer.files, world.producer.creates) == ([], [])
+    await work(world.inbound)
+    assert len(world.producer.creates) == 1
+
+
 def untold(world: _World) -> float:
     """How many answers were given up."""
     name = "backhaul_bridge_untold_total "

@@ -67,10 +67,13 @@ class _Statuses:
         self._held = {part: Held(since, mark.note) for part, mark in marks.items()}
         self.at = {part: mark.offset for part, mark in marks.items()}
 
-    async def commit(self, marks: Mapping[TopicPart, Mark]) -> None:
+    async def commit(self, part: TopicPart, since: int, mark: Mark) -> bool:
         for error in self.fails:
             raise error
-        self.commits.update(marks)
+        if part not in self._held or self._held[part].since != since:
+            return False
+        self.commits[part] = mark
+        return True
 
     async def raw(
         self, part: TopicPart, begin: int, end: int
@@ -318,6 +321,31 @@ async def test_a_rebalance_in_mid_batch_goes_on_where_it_was_committed(
     assert world.senders.opened[_OWN] == 2
 
 
+async def test_what_an_earlier_reading_had_come_to_is_not_committed_for_a_later_one(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_COMMIT_S", 0.0)
+    world.tell(await ended_batch(world.store, "batch_http", 1, key=None))
+    outbound = world.outbound()
+    try:
+        await outbound.step(0)
+        assert world.statuses.commits.pop(_PART) == Mark(1)
+        world.tell(await ended_batch(world.store, "batch_http2", 1, key=None))
+
+        def given_anew() -> Iterator[KafkaBaseError]:
+            world.statuses.give(_PART)
+            yield from ()
+
+        world.statuses.fails = given_anew()
+        await outbound.step(0)
+        assert _PART not in world.statuses.commits
+        # Read anew, it is committed though it is no further than before.
+        await outbound.step(0)
+        assert world.statuses.commits[_PART] == Mark(2)
+    finally:
+        await outbound.stop()
+
+
 async def test_a_partition_that_is_given_anew_is_taken_over_anew(world: _World) -> None:
     world.senders.hold[_OWN] = 0
     world.tell(await ended_batch(world.store, "batch_a", 1))
@@ -458,8 +486,7 @@ async def test_a_missing_topic_is_given_up_and_the_next_batch_gets_its_turn(worl
     gone = [await ended_batch(world.store, f"batch_g{n}", 2, tenant="gone") for n in range(5)]
     world.tell(*gone, await ended_batch(world.store, "batch_a", 2))
     async with world.running():
-        await eventually(world.end)
-    assert world.incomplete("topic_missing") == 5
+        await eventually(lambda: world.incomplete("topic_missing") == 5 and world.end())
     assert {dict(r.headers)[BATCH_ID] for r in world.senders.records} == {b"batch_a"}
     # Three tries of the first batch; the others are passed over at their first one.
     assert world.senders.opened[_PART, "gone"] == 3

@@ -1,4 +1,4 @@
-"""One topic that can't be read doesn't keep a group from the others."""
+"""What a group's reader does when a topic can't be read, and when its partitions move."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 from aiokafka import ConsumerRecord, TopicPartition
-from aiokafka.errors import TopicAuthorizationFailedError
+from aiokafka.errors import CommitFailedError, TopicAuthorizationFailedError
 from aiokafka.structs import OffsetAndMetadata
 
 from streams.kafka import group_reader
 from streams.kafka.errors import KafkaBaseError
-from streams.kafka.group_reader import GroupReader, TopicPart
+from streams.kafka.group_reader import GroupReader, Mark, TopicPart
 from streams.settings import Settings
 
 _EVIL, _GOOD = TopicPartition("evil", 0), TopicPartition("good", 0)
@@ -25,15 +25,17 @@ class _Consumer:
         self.denied: set[str] = set()
         self.stopped: set[TopicPartition] = set()
         self.positions: dict[TopicPartition, int] = {}
+        self.commits: list[dict[TopicPartition, OffsetAndMetadata]] = []
+        self.refuses = False
 
     def __call__(self, **_: Any) -> _Consumer:
         return self
 
     def subscribe(self, topics: object = None, *, pattern: str = "", listener: Any) -> None:
-        self._listener = listener
+        self.listener = listener
 
     async def start(self) -> None:
-        self._listener.on_partitions_assigned({_EVIL, _GOOD})
+        self.listener.on_partitions_assigned({_EVIL, _GOOD})
 
     async def stop(self) -> None: ...
 
@@ -51,6 +53,11 @@ class _Consumer:
 
     def seek(self, tp: TopicPartition, offset: int) -> None:
         self.positions[tp] = offset
+
+    async def commit(self, offsets: dict[TopicPartition, OffsetAndMetadata]) -> None:
+        if self.refuses:
+            raise CommitFailedError()
+        self.commits.append(offsets)
 
     async def getmany(self, timeout_ms: int) -> dict[TopicPartition, list[ConsumerRecord]]:
         for tp in (_EVIL, _GOOD):
@@ -103,3 +110,24 @@ async def test_reading_begins_at_the_commit_or_at_the_beginning(consumer: _Consu
     await reader.poll(0)
     assert consumer.positions == {_EVIL: 0, _GOOD: 7}
     assert reader.held()[TopicPart("good", 0)].note == "note"
+
+
+async def test_only_who_has_a_partition_since_then_commits_it(consumer: _Consumer) -> None:
+    reader, part = await started(), TopicPart("good", 0)
+    await reader.poll(0)
+    before = reader.held()[part].since
+    assert await reader.commit(part, before, Mark(8, "8"))
+    consumer.listener.on_partitions_revoked({_GOOD})
+    assert not await reader.commit(part, before, Mark(9))
+    consumer.listener.on_partitions_assigned({_EVIL, _GOOD})
+    await reader.poll(0)
+    assert not await reader.commit(part, before, Mark(9))
+    assert await reader.commit(part, reader.held()[part].since, Mark(10))
+    assert [c[_GOOD].offset for c in consumer.commits] == [8, 10]
+
+
+async def test_a_commit_that_the_group_refuses_is_said_to_be_none(consumer: _Consumer) -> None:
+    reader, part = await started(), TopicPart("good", 0)
+    await reader.poll(0)
+    consumer.refuses = True
+    assert not await reader.commit(part, reader.held()[part].since, Mark(8))
