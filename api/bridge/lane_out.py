@@ -35,9 +35,10 @@ from streams.ports.object_store import ObjectNotFoundError, ObjectStore, ObjectS
 
 log = structlog.get_logger(__name__)
 
-#: Snapshots of a lane that wait in memory, by what they take up as records; one always may. The
-#: others are read again when their turn comes.
-_MAX_WAITING_BYTES = 128 * 1024
+#: Snapshots of a lane that wait in memory, by what they take up as records, and those of all lanes;
+#: one of each lane always may. The others are read again when their turn comes.
+_LANE_BYTES = 128 * 1024
+_MAX_WAITING_BYTES = 64 * 1024 * 1024
 #: Who has delivered for so long makes way for others, after the batch that it is at.
 _SLICE_S = 5.0
 #: Results of what ended longer ago would be gone from the topic by now. A group that was away for
@@ -83,12 +84,22 @@ def _is_due(parts: LaneParts, batch: BatchSnapshot) -> bool:
     return parts.clock.now_ms() - ended_ms < _DELIVERED_FOR_MS
 
 
+class Room:
+    """How much waits in the memory of all lanes together."""
+
+    def __init__(self) -> None:
+        self.used_bytes = 0
+
+
 class TenantLane(Worker):
     """Delivers one by one; waits by itself when that fails."""
 
-    def __init__(self, parts: LaneParts, part: TopicPart, tenant: str, turns: Turns) -> None:
+    def __init__(
+        self, parts: LaneParts, part: TopicPart, tenant: str, turns: Turns, room: Room
+    ) -> None:
         super().__init__(f"results-{part.partition}")
         self._parts, self._part, self._tenant, self._turns = parts, part, tenant, turns
+        self._room = room
         self._waiting: deque[tuple[int, int, BatchSnapshot]] = deque()
         self._waiting_bytes = 0
         #: Behind what waits: the offsets, from one to before the other, of what is read again.
@@ -112,15 +123,28 @@ class TenantLane(Worker):
 
     def _keep(self, record: ConsumerRecord, batch: BatchSnapshot) -> bool:
         size = len(record.value)
-        if self._waiting and self._waiting_bytes + size > _MAX_WAITING_BYTES:
+        full = (
+            self._waiting_bytes + size > _LANE_BYTES
+            or self._room.used_bytes + size > _MAX_WAITING_BYTES
+        )
+        if self._waiting and full:
             return False
         self._waiting.append((record.offset, size, batch))
         self._waiting_bytes += size
+        self._room.used_bytes += size
         return True
+
+    async def stop(self) -> None:
+        """As Worker's; what waits is forgotten."""
+        await super().stop()
+        self._room.used_bytes -= self._waiting_bytes
+        self._waiting.clear()
+        self._waiting_bytes = 0
 
     def _done_with_first(self) -> None:
         _, size, _ = self._waiting.popleft()
         self._waiting_bytes -= size
+        self._room.used_bytes -= size
 
     async def _work(self) -> None:
         while True:

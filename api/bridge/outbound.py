@@ -17,7 +17,7 @@ from typing import Protocol
 import structlog
 from aiokafka import ConsumerRecord
 
-from api.bridge.lane_out import LaneParts, TenantLane, due
+from api.bridge.lane_out import LaneParts, Room, TenantLane, due
 from api.bridge.lanes import Lanes
 from api.bridge.turns import Turns
 from streams.kafka.errors import KafkaBaseError
@@ -59,6 +59,7 @@ class Outbound:
         self._statuses = statuses
         self._parts = parts
         self._turns = Turns(_LANES_AT_ONCE, _LANES_OF_A_TENANT)
+        self._room = Room()
         self._lanes = Lanes(self._started)
         self._committed: dict[TopicPart, int] = {}
         self._due_s = 0.0
@@ -90,7 +91,7 @@ class Outbound:
 
     def _started(self, part: TopicPart, held: Held) -> _Partition:
         self._committed.pop(part, None)
-        return _Partition(self._parts, part, held.since, self._turns)
+        return _Partition(self._parts, part, held.since, self._turns, self._room)
 
     async def _commit(self) -> None:
         try:
@@ -107,9 +108,11 @@ class Outbound:
 class _Partition:
     """One partition of batch.status, in one time that it is this process's."""
 
-    def __init__(self, parts: LaneParts, part: TopicPart, since: int, turns: Turns) -> None:
+    def __init__(
+        self, parts: LaneParts, part: TopicPart, since: int, turns: Turns, room: Room
+    ) -> None:
         self.since = since
-        self._parts, self._part, self._turns = parts, part, turns
+        self._parts, self._part, self._turns, self._room = parts, part, turns, room
         self._tenants: dict[str, TenantLane] = {}
         self._read_to = 0
 
@@ -138,5 +141,7 @@ class _Partition:
 
     def _lane(self, tenant: str) -> TenantLane:
         if tenant not in self._tenants:
-            self._tenants[tenant] = TenantLane(self._parts, self._part, tenant, self._turns)
+            self._tenants[tenant] = TenantLane(
+                self._parts, self._part, tenant, self._turns, self._room
+            )
         return self._tenants[tenant]

@@ -371,7 +371,7 @@ async def test_of_a_flood_only_so_much_waits_in_memory_and_all_of_it_is_delivere
     world: _World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flood = [await ended_batch(world.store, f"batch_{n}", 1) for n in range(50)]
-    monkeypatch.setattr(lane_out, "_MAX_WAITING_BYTES", 5 * len(encode(flood[0])))
+    monkeypatch.setattr(lane_out, "_LANE_BYTES", 5 * len(encode(flood[0])))
     world.senders.hold[_OWN] = 0
     world.tell(*flood)
     world.tell(await ended_batch(world.store, "batch_other", 1, tenant="other"))
@@ -387,6 +387,32 @@ async def test_of_a_flood_only_so_much_waits_in_memory_and_all_of_it_is_delivere
     own = [dict(r.headers)[BATCH_ID] for r in ends if r.topic == BATCH_OUT.of("acme").name]
     assert own == [batch.batch_id.encode() for batch in flood]
     assert 9 <= world.statuses.again <= 20
+
+
+async def test_of_floods_of_many_tenants_only_so_much_waits_in_memory_together(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenants = [f"t{n}" for n in range(5)]
+    floods = [
+        await ended_batch(world.store, f"batch_{tenant}_{n}", 1, tenant=tenant)
+        for n in range(10)
+        for tenant in tenants
+    ]
+    monkeypatch.setattr(lane_out, "_MAX_WAITING_BYTES", 15 * len(encode(floods[0])))
+    for tenant in tenants:
+        world.senders.hold[_PART, tenant] = 0
+    world.tell(*floods)
+    async with world.running() as outbound:
+        await eventually(lambda: world.statuses.at[_PART] == len(floods))
+        lanes = [lane for part in outbound._lanes for lane in part._tenants.values()]
+        # One of each lane always may.
+        assert sum(len(lane._waiting) for lane in lanes) <= 15 + len(tenants)
+        world.senders.hold.clear()
+        world.statuses.give(_PART)
+        await eventually(lambda: not world.behind())
+        assert outbound._room.used_bytes == 0
+    ends = [r for r in world.senders.records if dict(r.headers)[KIND] == b"end"]
+    assert len(ends) == len(floods)
 
 
 async def test_a_topic_that_takes_nothing_holds_no_other_tenant_and_loses_and_repeats_nothing(
