@@ -9,8 +9,8 @@ from api.keys import check_tenant
 from api.log_port import LogProducer, LogReader
 from schemas.records import BillingCustomer, BillingReport, MeterSend
 from schemas.topics import ACCOUNT
-from streams.domain.billing.customers import key_of, tenant_of
-from streams.domain.billing.status import BillingStatus
+from streams.domain.billing.meter.customers import key_of, tenant_of
+from streams.domain.billing.reports.amounts import BillingStatus
 from streams.domain.clock import Clock, SystemClock
 from streams.kafka.reader import ReadRecord
 

@@ -9,7 +9,7 @@ from api.billing import all_records
 from api.log_port import LogProducer, LogReader
 from schemas.records import BillingCommand, BillingCommandKind, BillingDecision, MeterSend
 from schemas.topics import METER_SEND, USAGE_RECORDED, Topic
-from streams.domain.billing.decide import MAX_BY, MAX_REASON
+from streams.domain.billing.meter.decisions import MAX_BY, MAX_REASON
 from streams.domain.clock import Clock
 from streams.domain.ids import new_command_id
 

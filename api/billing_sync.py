@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from streams.domain.billing.catalogue import Plan, Step, Wanted, plan
+from streams.domain.billing.prices.catalogue import Plan, Step, Wanted, plan
 from streams.ports.billing_catalogue import BillingCatalogue, CatalogueFailed
 
 Told = Callable[[Step], None]

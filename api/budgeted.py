@@ -12,8 +12,8 @@ from api.estimate import estimate
 from api.gateway import Gateway
 from schemas.records import FileRecord
 from streams.domain.batch.tasks import INPUT_PURPOSE
-from streams.domain.billing.cost import NoPriceError, cost
-from streams.domain.billing.prices import PriceBook
+from streams.domain.billing.prices.book import PriceBook
+from streams.domain.billing.prices.cost import NoPriceError, cost
 from streams.ports.object_store import ObjectStoreError
 
 log = structlog.get_logger(__name__)

@@ -10,8 +10,9 @@ from api.errors import InvalidRequest
 from api.gateway import Gateway
 from api.views import JSON, amounts
 from schemas.records import FileRecord, PromptVersion, Usage
-from streams.domain.billing.cost import NoPriceError, cost
-from streams.domain.billing.estimate import (
+from streams.domain.billing.prices.book import PriceBook
+from streams.domain.billing.prices.cost import NoPriceError, cost
+from streams.domain.billing.prices.input_tokens import (
     ASSUMED_OUTPUT_TOKENS,
     Asked,
     Estimator,
@@ -20,7 +21,6 @@ from streams.domain.billing.estimate import (
     limit_and_model,
     message_characters,
 )
-from streams.domain.billing.prices import PriceBook
 from streams.domain.billing.tokens import CHARACTERS_PER_TOKEN, add
 from streams.domain.intake.intake import too_large
 from streams.domain.prompts.registry import listed

@@ -18,7 +18,7 @@ import structlog
 
 from api.read_model.follower import LogReplaced
 from api.read_model.store import ReadModelError
-from streams.domain.billing.prices import PriceBookError
+from streams.domain.billing.prices.book import PriceBookError
 from streams.domain.upstreams import UpstreamTableError
 from streams.kafka.errors import KafkaBaseError
 from streams.log import configure

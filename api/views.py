@@ -12,9 +12,9 @@ from api.forecasts import Foreseen
 from api.partial import UNFINISHED
 from api.read_model.schema import ended_at_ms
 from schemas.records import BatchError, BatchSnapshot, BudgetHold, FileRecord, Usage
-from streams.domain.billing.batches import batch_cost
-from streams.domain.billing.cost import Cost, money
-from streams.domain.billing.prices import PriceBook
+from streams.domain.billing.prices.batch_cost import batch_cost
+from streams.domain.billing.prices.book import PriceBook
+from streams.domain.billing.prices.cost import Cost, money
 from streams.domain.ids import error_file_id, output_file_id
 
 JSON = dict[str, Any]

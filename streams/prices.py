@@ -11,7 +11,7 @@ import structlog
 import yaml
 
 from schemas.metrics import PRICE_BOOK_BAD, Metrics
-from streams.domain.billing.prices import PriceBook, PriceBookError, parse_prices
+from streams.domain.billing.prices.book import PriceBook, PriceBookError, parse_prices
 from streams.domain.clock import Clock, SystemClock
 from streams.settings import Settings
 

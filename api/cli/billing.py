@@ -18,7 +18,7 @@ from api.cli.terminal import note, out, out_json
 
 if TYPE_CHECKING:
     from schemas.records import BillingCustomer, MeterSend
-    from streams.domain.billing.status import BillingStatus
+    from streams.domain.billing.reports.amounts import BillingStatus
     from streams.settings import Settings
 
 _MS = 1000

@@ -9,7 +9,7 @@ from api.cli.terminal import note, out, printable
 
 if TYPE_CHECKING:
     from schemas.records import BillingReport, BillingReportError
-    from streams.domain.billing.status import BillingStatus
+    from streams.domain.billing.reports.amounts import BillingStatus
 
 _MS = 1000
 #: Reports for people; --json has all.

@@ -14,7 +14,7 @@ from api.cli.options import AsJSON
 from api.cli.terminal import note, out, out_json, printable
 
 if TYPE_CHECKING:
-    from streams.domain.billing.catalogue import Difference, Plan, Step, Wanted
+    from streams.domain.billing.prices.catalogue import Difference, Plan, Step, Wanted
     from streams.ports.billing_catalogue import BillingCatalogue
     from streams.settings import Settings
 
@@ -91,8 +91,8 @@ async def _change(catalogue: BillingCatalogue, steps: tuple[Step, ...], *, as_js
 
 def _wanted(settings: Settings) -> tuple[Wanted, ...]:
     """What the price book needs. Raises Misuse."""
-    from streams.domain.billing.catalogue import CatalogueError, wanted_of
-    from streams.domain.billing.prices import REALTIME, PriceBookError
+    from streams.domain.billing.prices.book import REALTIME, PriceBookError
+    from streams.domain.billing.prices.catalogue import CatalogueError, wanted_of
     from streams.prices import read_prices
 
     if settings.prices_file is None:
@@ -151,7 +151,7 @@ def _show(found: Plan, *, as_json: bool) -> None:
 
 
 def _line(step: Step) -> str:
-    from streams.domain.billing.catalogue import Thing, money
+    from streams.domain.billing.prices.catalogue import Thing, money
 
     of = ""
     if step.wanted is not None and step.thing is Thing.PRICE:

@@ -80,7 +80,7 @@ def _micros(text: str) -> int | None:
 
 def _check_prices(settings: Settings) -> None:
     """A budget that nobody can hold against prices would be a promise that isn't kept."""
-    from streams.domain.billing.prices import PriceBookError
+    from streams.domain.billing.prices.book import PriceBookError
     from streams.prices import read_prices
 
     if settings.prices_file is None:

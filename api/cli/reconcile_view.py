@@ -10,8 +10,8 @@ from api.cli.terminal import note, out, out_json, printable
 from api.reconcile.run import Report
 from api.reconcile.sums import Checked, SinkSum
 from schemas.records import MeterSend, Usage
-from streams.domain.billing.reconcile import Difference, Entry, sums
-from streams.domain.billing.recorded import LineDifference
+from streams.domain.billing.reconcile.lines import LineDifference
+from streams.domain.billing.reconcile.sums import Difference, Entry, sums
 
 #: Lines of a batch for people; --json has up to a thousand.
 _LINES_SHOWN = 20

@@ -9,7 +9,7 @@ import aiosqlite
 
 from api.read_model.statement import Statement
 from schemas.records import MeterSend, SendState
-from streams.domain.billing.prices import REALTIME
+from streams.domain.billing.prices.book import REALTIME
 from streams.domain.billing.tokens import TokenType
 from streams.kafka.reader import ReadRecord
 

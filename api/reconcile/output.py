@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 
 from schemas.records import BatchSnapshot, Usage
-from streams.domain.billing.output import Cutter, UnreadableLine, numbers_of, usage_of_line
-from streams.domain.billing.reconcile import UNKNOWN_MODEL
-from streams.domain.billing.recorded import LineCheck, LineDifference, RecordedLines
+from streams.domain.billing.reconcile.lines import LineCheck, LineDifference, RecordedLines
+from streams.domain.billing.reconcile.output_file import (
+    Cutter,
+    UnreadableLine,
+    numbers_of,
+    usage_of_line,
+)
+from streams.domain.billing.reconcile.sums import UNKNOWN_MODEL
 from streams.domain.billing.tokens import add
 from streams.ports.object_store import ObjectNotFoundError, ObjectStore
 

@@ -21,7 +21,9 @@ from api.reconcile.sums import Checked, SinkCheck, Sleep
 from api.reconcile.topics import Key, read_batches, read_lines, read_sends
 from schemas.records import BatchSnapshot, MeterSend, SendState
 from schemas.topics import BATCH_STATUS, METER_SEND, USAGE_RECORDED, Topic
-from streams.domain.billing.reconcile import (
+from streams.domain.billing.meter.tab import patience_ms
+from streams.domain.billing.reconcile.lines import LineDifference
+from streams.domain.billing.reconcile.sums import (
     Books,
     Cause,
     Difference,
@@ -30,8 +32,6 @@ from streams.domain.billing.reconcile import (
     Within,
     ranges,
 )
-from streams.domain.billing.recorded import LineDifference
-from streams.domain.billing.tab import patience_ms
 from streams.ports.meter_sink import MeterSink
 from streams.ports.object_store import ObjectStore
 

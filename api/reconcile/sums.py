@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
 from schemas.records import MeterSend
-from streams.domain.billing.reconcile import Expected, Range, SinkBooks
+from streams.domain.billing.reconcile.sums import Expected, Range, SinkBooks
 from streams.ports.meter_sink import EventRefused, MeterSink, SinkUnavailable
 
 #: Questions to narrow down differences, over all meters.

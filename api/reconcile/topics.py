@@ -8,7 +8,7 @@ from api.billing import all_records
 from api.log_port import LogReader
 from api.reconcile.scope import Scope
 from schemas.records import BatchSnapshot, MeterSend, UsageRecorded
-from streams.domain.billing.recorded import RecordedLines
+from streams.domain.billing.reconcile.lines import RecordedLines
 
 #: The clocks of whoever creates a batch and of whoever writes its usage differ by less.
 _SLACK_MS = 3_600_000

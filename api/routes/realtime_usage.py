@@ -12,9 +12,9 @@ from api import views
 from api.auth import TENANT
 from api.gateway import GATEWAY
 from api.usage_query import day_of, realtime_usage_query
-from streams.domain.billing.cost import money
-from streams.domain.billing.prices import PriceBook
-from streams.domain.billing.realtime_report import Row, Used, report
+from streams.domain.billing.prices.book import PriceBook
+from streams.domain.billing.prices.cost import money
+from streams.domain.billing.reports.of_realtime import Row, Used, report
 from streams.domain.billing.tokens import TokenType
 
 _COLUMNS = (

@@ -20,7 +20,7 @@ from api.middleware import METRICS
 from schemas.metrics import BILLING_REPORTED, Metrics
 from schemas.records import BillingReport
 from schemas.topics import BILLING_REPORT
-from streams.domain.billing.reports import EVENT_TYPES
+from streams.domain.billing.reports.stripe_errors import EVENT_TYPES
 from streams.ports.meter_sink import RefusalCode
 from streams.ports.stripe_events import EventsUnavailable, NoticeInvalid, StripeEvents
 

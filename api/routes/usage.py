@@ -25,9 +25,9 @@ from api.shares import Place
 from api.usage_query import UsageQuery, day_of, day_start_s, usage_query
 from api.views import JSON
 from schemas.records import BatchSnapshot
-from streams.domain.billing.cost import money
-from streams.domain.billing.prices import PriceBook
-from streams.domain.billing.report import Row, Rows
+from streams.domain.billing.prices.book import PriceBook
+from streams.domain.billing.prices.cost import money
+from streams.domain.billing.reports.by_batch import Row, Rows
 
 #: Batches read at once, about a millisecond of work, and rows of CSV sent at once.
 _AT_ONCE = 100

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from streams.adapters.meter_fake import Fault
-from streams.domain.billing.catalogue import (
+from streams.domain.billing.prices.catalogue import (
     CUSTOMER_KEY,
     FORMULA,
     VALUE_KEY,

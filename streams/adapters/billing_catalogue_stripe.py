@@ -18,7 +18,7 @@ import msgspec
 import stripe
 
 from streams.adapters.meter_stripe import API_VERSION
-from streams.domain.billing.catalogue import (
+from streams.domain.billing.prices.catalogue import (
     CUSTOMER_KEY,
     FORMULA,
     INTERVAL,

@@ -14,7 +14,7 @@ import structlog
 
 from schemas.records import BillingReportError
 from streams.adapters.meter_stripe import API_VERSION
-from streams.domain.billing.reports import MAX_ERRORS, bounded
+from streams.domain.billing.reports.stripe_errors import MAX_ERRORS, bounded
 from streams.ports.stripe_events import (
     MAX_ID,
     MAX_OFF_S,

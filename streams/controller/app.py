@@ -25,8 +25,8 @@ from streams.controller.release import Releaser
 from streams.controller.routes import Routes
 from streams.controller.snapshots import Snapshots
 from streams.controller.windows import Windows
-from streams.domain.billing.holds import BudgetHolds
-from streams.domain.billing.prices import PriceBookError
+from streams.domain.billing.budgets.holds import BudgetHolds
+from streams.domain.billing.prices.book import PriceBookError
 from streams.domain.clock import SystemClock
 from streams.domain.upstreams import UpstreamTable, UpstreamTableError
 from streams.kafka.consumer import GroupConsumer

@@ -9,7 +9,7 @@ from typing import Protocol
 import structlog
 
 from schemas.records import ApiKeyRecord, BatchSnapshot, TenantRecord
-from streams.domain.billing.holds import BudgetHolds
+from streams.domain.billing.budgets.holds import BudgetHolds
 from streams.domain.clock import Clock
 from streams.domain.enqueued.tenants import Tenants
 from streams.kafka.errors import KafkaBaseError

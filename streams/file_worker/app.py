@@ -6,7 +6,7 @@ import structlog
 
 from schemas.topics import FILE_TASK, PROMPT
 from streams.adapters.object_store import open_store
-from streams.domain.billing.prices import PriceBookError
+from streams.domain.billing.prices.book import PriceBookError
 from streams.domain.clock import SystemClock
 from streams.domain.upstreams import UpstreamTableError
 from streams.file_worker.assemble import AssemblyRunner

@@ -13,7 +13,7 @@ from schemas.records import MeterSend
 from schemas.topics import ACCOUNT, USAGE_RECORDED
 from streams.adapters.meter_sink import open_sink
 from streams.background import Tasks
-from streams.domain.billing.prices import PriceBookError
+from streams.domain.billing.prices.book import PriceBookError
 from streams.domain.clock import SystemClock
 from streams.kafka.reader import TopicReader
 from streams.kafka.role import Role

@@ -12,11 +12,11 @@ from typing import cast
 
 from schemas.partitions import partition_for
 from schemas.records import MeterChunkRow, MeterSend, SendState, UsageRecorded
-from streams.domain.billing import usage
-from streams.domain.billing.decide import onto
-from streams.domain.billing.send import is_open, minute_of
-from streams.domain.billing.tab import Tab
-from streams.domain.billing.usage import LEDGER_KEPT_MS, Placed, UsageLedger, metered_of
+from streams.domain.billing.meter import ledger as usage
+from streams.domain.billing.meter.decisions import onto
+from streams.domain.billing.meter.ledger import LEDGER_KEPT_MS, Placed, UsageLedger, metered_of
+from streams.domain.billing.meter.send import is_open, minute_of
+from streams.domain.billing.meter.tab import Tab
 from streams.domain.chunk import chunk_key
 from streams.meter.ports import Cause, MeterRow, Rows
 

@@ -11,7 +11,7 @@ import structlog
 
 from schemas.records import BillingCustomer
 from schemas.topics import ACCOUNT
-from streams.domain.billing.customers import tenant_of
+from streams.domain.billing.meter.customers import tenant_of
 from streams.kafka.errors import KafkaBaseError
 from streams.kafka.reader import ReadRecord
 

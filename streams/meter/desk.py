@@ -1,4 +1,4 @@
-"""Carries out what operators decide about amounts (streams.domain.billing.decide).
+"""Carries out what operators decide about amounts (streams.domain.billing.meter.decisions).
 
     done:     row, durable ─► state and decision on meter.send ─► the tenant's lane ─► ack
     refused:  row, durable ─► decision on meter.send ─► ack
@@ -22,7 +22,7 @@ from schemas.records import (
     SendState,
 )
 from schemas.topics import METER_SEND
-from streams.domain.billing.decide import Refusal, bounded, decide, decision
+from streams.domain.billing.meter.decisions import Refusal, bounded, decide, decision
 from streams.domain.clock import Clock
 from streams.kafka.failpoint import reach
 from streams.meter.books import Books

@@ -28,11 +28,11 @@ import structlog
 from schemas.metrics import METER_CALLS, Metrics
 from schemas.records import BillingDecision, MeterSend, SendState
 from schemas.topics import METER_SEND
-from streams.domain.billing import decide
-from streams.domain.billing import send as rules
-from streams.domain.billing.meters import meter_of
-from streams.domain.billing.prices import PriceBook
-from streams.domain.billing.send import Next, Target
+from streams.domain.billing.meter import decisions as decide
+from streams.domain.billing.meter import send as rules
+from streams.domain.billing.meter.send import Next, Target
+from streams.domain.billing.prices.book import PriceBook
+from streams.domain.billing.prices.meter_names import meter_of
 from streams.domain.billing.tokens import TokenType
 from streams.domain.clock import Clock
 from streams.kafka.failpoint import reach

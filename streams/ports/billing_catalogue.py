@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from streams.domain.billing.catalogue import Found, Step
+from streams.domain.billing.prices.catalogue import Found, Step
 
 
 class CatalogueFailed(Exception):  # noqa: N818 - a state of the other side, not of the caller

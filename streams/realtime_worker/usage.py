@@ -14,7 +14,7 @@ from contextlib import suppress
 import structlog
 
 from schemas.records import RealtimeRequest, UsageRecorded
-from streams.domain.billing.realtime import RealtimeUsage
+from streams.domain.billing.meter.realtime import RealtimeUsage
 from streams.domain.clock import Clock
 from streams.domain.outcome.streamed import Used
 from streams.kafka.errors import KafkaBaseError, RecordTooLarge

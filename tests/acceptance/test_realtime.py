@@ -15,7 +15,7 @@ from openai import APIConnectionError, APIError, APIStatusError, AsyncOpenAI, Op
 
 from schemas.records import LineUsage, UsageRecorded
 from schemas.topics import USAGE_RECORDED
-from streams.domain.billing.prices import REALTIME
+from streams.domain.billing.prices.book import REALTIME
 from streams.kafka.reader import TopicReader
 from streams.settings import Settings
 from tests.support.stack import Simulator, Stack, running, start_simulator, start_stack

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 
-from streams.domain.billing.holds import BudgetHolds
+from streams.domain.billing.budgets.holds import BudgetHolds
 from tests.support.spending import BOOK, NOON, snapshot, tenant
 
 _STEPS = 2000

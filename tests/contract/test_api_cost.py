@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from schemas.records import BatchStatus, ModelUsage, Usage
-from streams.domain.billing.cost import money
-from streams.domain.billing.prices import PriceBookError
+from streams.domain.billing.prices.book import PriceBookError
+from streams.domain.billing.prices.cost import money
 from streams.settings import Settings
 from tests.support.gateway import GatewayUnderTest, running_gateway
 

@@ -10,8 +10,8 @@ import pytest
 
 from schemas.records import MeterSend, SendState
 from schemas.topics import METER_SEND
-from streams.domain.billing.prices import REALTIME
-from streams.domain.billing.realtime_report import Used, report
+from streams.domain.billing.prices.book import REALTIME
+from streams.domain.billing.reports.of_realtime import Used, report
 from streams.domain.billing.tokens import TokenType
 from streams.settings import Settings
 from tests.support.gateway import GatewayUnderTest, running_gateway

@@ -15,8 +15,15 @@ from aiohttp.test_utils import TestServer
 from api.billing_sync import carry_out, planned
 from streams.adapters.billing_catalogue_fake import FakeBillingCatalogue
 from streams.adapters.billing_catalogue_stripe import StripeBillingCatalogue
-from streams.domain.billing.catalogue import Action, PriceThere, Step, Terms, Thing, wanted_of
-from streams.domain.billing.prices import parse_prices
+from streams.domain.billing.prices.book import parse_prices
+from streams.domain.billing.prices.catalogue import (
+    Action,
+    PriceThere,
+    Step,
+    Terms,
+    Thing,
+    wanted_of,
+)
 from streams.ports.billing_catalogue import (
     BillingCatalogue,
     CatalogueRefused,

@@ -16,7 +16,7 @@ from aiohttp.test_utils import TestServer
 from schemas.records import BillingReportError
 from streams.adapters.stripe_events import StripeEventsReader
 from streams.adapters.stripe_events_fake import FakeStripeEvents
-from streams.domain.billing.reports import MAX_CHARS, MAX_ERRORS, MAX_IDENTIFIERS
+from streams.domain.billing.reports.stripe_errors import MAX_CHARS, MAX_ERRORS, MAX_IDENTIFIERS
 from streams.domain.clock import SystemClock
 from streams.ports.stripe_events import MAX_OFF_S, EventsUnavailable, NoticeInvalid, StripeEvents
 

@@ -11,7 +11,7 @@ import pytest
 
 from schemas.records import BillingReport, BillingReportError, MeterSend, SendState
 from schemas.topics import BILLING_REPORT, METER_SEND
-from streams.domain.billing.send import TOO_OLD
+from streams.domain.billing.meter.send import TOO_OLD
 from streams.kafka.producer import RecordProducer
 from streams.settings import Settings
 

@@ -28,8 +28,8 @@ from schemas.records import (
 )
 from schemas.topics import Topic
 from streams.adapters.meter_fake import FakeMeterSink, Fault
-from streams.domain.billing.meters import meter_of
-from streams.domain.billing.prices import PriceBook
+from streams.domain.billing.prices.book import PriceBook
+from streams.domain.billing.prices.meter_names import meter_of
 from streams.domain.billing.tokens import TokenType, split
 from streams.domain.clock import ManualClock
 from streams.kafka.producer import Place

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from schemas.records import ApiKeyRecord, BatchSnapshot, TenantRecord, Usage
-from streams.domain.billing.prices import parse_prices
+from streams.domain.billing.prices.book import parse_prices
 from streams.domain.clock import DAY_MS, day_of
 from tests.unit.test_enqueued import snapshot as bare
 

@@ -17,9 +17,9 @@ from schemas.records import (
     Usage,
 )
 from streams.domain.batch.row import snapshot_of
-from streams.domain.billing.batches import batch_cost, used_by_model
-from streams.domain.billing.cost import cost
-from streams.domain.billing.prices import parse_prices
+from streams.domain.billing.prices.batch_cost import batch_cost, used_by_model
+from streams.domain.billing.prices.book import parse_prices
+from streams.domain.billing.prices.cost import cost
 from streams.domain.billing.tokens import add
 from tests.support.batch_log import (
     CREATED_MS,

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from api.billing_sync import SyncBroken, carry_out, planned
 from streams.adapters.billing_catalogue_fake import FakeBillingCatalogue
 from streams.adapters.meter_fake import Fault
-from streams.domain.billing.catalogue import (
+from streams.domain.billing.prices.book import REALTIME, PriceBook, parse_prices
+from streams.domain.billing.prices.catalogue import (
     Action,
     CatalogueError,
     MeterThere,
@@ -27,8 +28,7 @@ from streams.domain.billing.catalogue import (
     money,
     wanted_of,
 )
-from streams.domain.billing.meters import meter_of
-from streams.domain.billing.prices import REALTIME, PriceBook, parse_prices
+from streams.domain.billing.prices.meter_names import meter_of
 from streams.domain.billing.tokens import TokenType
 from streams.ports.billing_catalogue import CatalogueUnavailable
 

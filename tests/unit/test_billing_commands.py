@@ -23,7 +23,7 @@ from schemas.records import (
     SendState,
 )
 from schemas.topics import METER_SEND, USAGE_RECORDED
-from streams.domain.billing.decide import Refusal, decision
+from streams.domain.billing.meter.decisions import Refusal, decision
 from streams.domain.clock import SystemClock
 from tests.support.meter_world import World, usage
 

@@ -24,8 +24,8 @@ from api.keys import InvalidKeyName, create_key
 from api.log_fake import FakeLog
 from schemas.records import BillingReport, BillingReportError, MeterSend, SendState
 from schemas.topics import ACCOUNT, BILLING_REPORT, METER_SEND
-from streams.domain.billing.send import FLAGGED, NO_CUSTOMER, TOO_OLD
-from streams.domain.billing.status import Amount, BillingStatus, MeterTokens
+from streams.domain.billing.meter.send import FLAGGED, NO_CUSTOMER, TOO_OLD
+from streams.domain.billing.reports.amounts import Amount, BillingStatus, MeterTokens
 from streams.domain.clock import ManualClock
 
 

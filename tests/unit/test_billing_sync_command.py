@@ -13,7 +13,7 @@ from api.cli.main import app
 from api.up.plan import shared_settings
 from streams.adapters.billing_catalogue_fake import FakeBillingCatalogue
 from streams.adapters.meter_fake import Fault
-from streams.domain.billing.catalogue import ProductThere
+from streams.domain.billing.prices.catalogue import ProductThere
 from streams.settings import Settings
 
 _BOOK = """

@@ -20,10 +20,10 @@ from schemas.records import (
     Usage,
 )
 from streams.domain.batch.row import snapshot_of
-from streams.domain.billing.batches import batch_cost
-from streams.domain.billing.budget import Budget, BudgetPeriod, budget_of
-from streams.domain.billing.holds import BudgetHolds
-from streams.domain.billing.spent import Spent, spent_by_day
+from streams.domain.billing.budgets.budget import Budget, BudgetPeriod, budget_of
+from streams.domain.billing.budgets.holds import BudgetHolds
+from streams.domain.billing.budgets.spent import Spent, spent_by_day
+from streams.domain.billing.prices.batch_cost import batch_cost
 from streams.domain.clock import DAY_MS, day_of
 from streams.domain.enqueued.tenants import Tenants
 from tests.support.batch_log import Controller, create, entries, outcome, segment, validated

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.records import BatchSnapshot, BatchStatus
-from streams.domain.billing.holds import BudgetHolds
+from streams.domain.billing.budgets.holds import BudgetHolds
 from streams.domain.enqueued.tenants import Tenants
 from tests.support.spending import BOOK, NOON, snapshot, tenant
 

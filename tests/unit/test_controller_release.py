@@ -32,8 +32,8 @@ from streams.domain.batch.effects import CloseLines, OpenLines, SettleLines, Ste
 from streams.domain.batch.machine import Entry, fold
 from streams.domain.batch.row import snapshot_of
 from streams.domain.batch.state import InProgress
-from streams.domain.billing.holds import BudgetHolds
-from streams.domain.billing.prices import parse_prices
+from streams.domain.billing.budgets.holds import BudgetHolds
+from streams.domain.billing.prices.book import parse_prices
 from streams.domain.clock import SystemClock
 from streams.domain.dispatch.slice import Picked
 from streams.domain.enqueued.tenants import Tenants

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.records import Usage
-from streams.domain.billing.cost import Cost, NoPriceError, cost, micros, money
-from streams.domain.billing.prices import PriceBook, parse_prices
+from streams.domain.billing.prices.book import PriceBook, parse_prices
+from streams.domain.billing.prices.cost import Cost, NoPriceError, cost, micros, money
 from streams.domain.billing.tokens import TokenType, add, split
 
 _CHAT = "/v1/chat/completions"

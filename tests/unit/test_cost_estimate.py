@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.cli.demo import write_sample
-from streams.domain.billing.estimate import (
+from streams.domain.billing.prices.input_tokens import (
     Asked,
     Estimator,
     Tally,

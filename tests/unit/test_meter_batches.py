@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from schemas.records import BatchStatus, OutcomeKind, Usage
 from streams.domain.batch.machine import Event
-from streams.domain.billing.prices import PriceBook, parse_prices
+from streams.domain.billing.prices.book import PriceBook, parse_prices
 from tests.support.batch_log import (
     CREATED_MS,
     ENDS_MS,

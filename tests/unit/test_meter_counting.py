@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from schemas.metrics import USAGE_LINES, Metrics
 from schemas.partitions import partition_for
 from schemas.records import BillingCommandKind, Usage, UsageRecorded
-from streams.domain.billing import usage as ledgers
-from streams.domain.billing.usage import UsageLedger, metered_of
+from streams.domain.billing.meter import ledger as ledgers
+from streams.domain.billing.meter.ledger import UsageLedger, metered_of
 from streams.kafka.role import Consumed
 from streams.meter.counting import Counting
 from tests.support.controller_parts import FakeConsumer, consumed

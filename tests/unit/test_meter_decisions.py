@@ -11,8 +11,8 @@ from msgspec.structs import replace
 
 from schemas.records import BillingCommandKind, MeterSend, Record, SendState, Usage
 from streams.adapters.meter_fake import Fault
-from streams.domain.billing.decide import CANCELLABLE_MS, Refusal
-from streams.domain.billing.send import UNCLEAR
+from streams.domain.billing.meter.decisions import CANCELLABLE_MS, Refusal
+from streams.domain.billing.meter.send import UNCLEAR
 from streams.ports.meter_sink import MeterEvent
 from tests.support.meter_world import Chaos, Killed, World, nothing, usage
 

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 from schemas.records import MeterSend, SendState, Usage
 from streams.adapters.meter_fake import Fault
-from streams.domain.billing.prices import PriceBook, parse_prices
-from streams.domain.billing.usage import LEDGER_KEPT_MS
+from streams.domain.billing.meter.ledger import LEDGER_KEPT_MS
+from streams.domain.billing.prices.book import PriceBook, parse_prices
 from tests.support.meter_world import World, nothing, usage
 
 _DAY_S = 86_400

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from schemas.errors import ValidationCode
-from streams.domain.billing.prices import REALTIME, PriceBook, PriceBookError, parse_prices
+from streams.domain.billing.prices.book import REALTIME, PriceBook, PriceBookError, parse_prices
 from streams.domain.billing.tokens import TokenType
 from streams.domain.clock import ManualClock
 from streams.domain.intake.intake import Intake, Refused, Rules

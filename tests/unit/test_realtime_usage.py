@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from schemas.codec import encode
 from schemas.records import Usage, UsageRecorded
 from schemas.topics import MAX_RECORD_BYTES
-from streams.domain.billing import usage
-from streams.domain.billing.meters import meter_of
-from streams.domain.billing.prices import REALTIME
-from streams.domain.billing.realtime import MAX_LINES, RealtimeUsage
+from streams.domain.billing.meter import ledger as usage
+from streams.domain.billing.meter.ledger import UsageLedger, metered_of
+from streams.domain.billing.meter.realtime import MAX_LINES, RealtimeUsage
+from streams.domain.billing.prices.book import REALTIME
+from streams.domain.billing.prices.meter_names import meter_of
 from streams.domain.billing.tokens import TokenType
-from streams.domain.billing.usage import UsageLedger, metered_of
 from streams.domain.clock import ManualClock
 from streams.domain.outcome.streamed import Used, asking_for_usage, without_usage
 from streams.kafka.errors import RecordTooLarge, SendFailed

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from schemas.records import BatchSnapshot, MeterSend, SendState, Usage
-from streams.domain.billing.output import Cutter, UnreadableLine, usage_of_line
-from streams.domain.billing.reconcile import (
+from streams.domain.billing.meter.send import FLAGGED, NO_CUSTOMER, UNCLEAR
+from streams.domain.billing.reconcile.output_file import Cutter, UnreadableLine, usage_of_line
+from streams.domain.billing.reconcile.sums import (
     ALL_MODELS,
     Account,
     Books,
@@ -24,7 +25,6 @@ from streams.domain.billing.reconcile import (
     ranges,
     sums,
 )
-from streams.domain.billing.send import FLAGGED, NO_CUSTOMER, UNCLEAR
 from streams.domain.billing.tokens import split
 from tests.support.books import Line, snapshot, sum_of, used
 
@@ -340,7 +340,7 @@ def test_a_stream_is_cut_into_its_lines_however_it_comes(
 
 
 def test_no_line_is_held_that_is_longer_than_any_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streams.domain.billing.output.MAX_LINE_BYTES", 10)
+    monkeypatch.setattr("streams.domain.billing.reconcile.output_file.MAX_LINE_BYTES", 10)
     cutter = Cutter()
     assert list(cutter.feed(b"x" * 11)) == [b"x" * 11]
     assert list(cutter.feed(b"y\n")) == [b"y"]

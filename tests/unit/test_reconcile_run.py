@@ -11,8 +11,8 @@ from api.reconcile.scope import Scope, scope_of
 from schemas.records import BatchStatus, BillingCommandKind, SendState
 from schemas.topics import BATCH_STATUS, METER_SEND, USAGE_RECORDED
 from streams.adapters.meter_fake import Fault
-from streams.domain.billing.reconcile import ALL_MODELS, Cause
-from streams.domain.billing.recorded import LineFault
+from streams.domain.billing.reconcile.lines import LineFault
+from streams.domain.billing.reconcile.sums import ALL_MODELS, Cause
 from streams.ports.meter_sink import MeterEvent, SinkUnavailable
 from tests.support.books import BooksWorld, Line, output_line, used
 from tests.support.meter_world import usage

@@ -8,9 +8,9 @@ from msgspec.structs import replace
 
 from schemas.records import BatchSnapshot, ModelUsage, Usage
 from streams.domain.batch.row import snapshot_of
-from streams.domain.billing.batches import batch_cost
-from streams.domain.billing.prices import parse_prices
-from streams.domain.billing.report import Rows
+from streams.domain.billing.prices.batch_cost import batch_cost
+from streams.domain.billing.prices.book import parse_prices
+from streams.domain.billing.reports.by_batch import Rows
 from streams.domain.billing.tokens import add
 from tests.support.batch_log import Controller, create, entries, validated
 

@@ -2,7 +2,7 @@
 
 Each controller follows the same two topics and keeps the same picture, its own batches included.
 While it is not complete nothing of a tenant with limits is released: waiting is always safe. What
-has no money (domain.billing.holds) takes up no room, as if it were paused.
+has no money (domain.billing.budgets.holds) takes up no room, as if it were paused.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from schemas.records import ApiKeyRecord, BatchSnapshot, BatchStatus, TenantRecord
-from streams.domain.billing.holds import BudgetHolds
+from streams.domain.billing.budgets.holds import BudgetHolds
 from streams.domain.enqueued.room import Enqueued, Limits, Place, with_room
 
 #: Ended batches remembered, so that a snapshot that a paused process wrote too late finds them.

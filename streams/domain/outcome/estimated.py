@@ -16,7 +16,7 @@ import re
 import msgspec
 
 from schemas.records import Usage
-from streams.domain.billing.estimate import prompt_tokens
+from streams.domain.billing.prices.input_tokens import prompt_tokens
 from streams.domain.billing.tokens import CHARACTERS_PER_TOKEN
 from streams.domain.not_json import NOT_JSON
 from streams.domain.outcome.usage import MAX_TOKENS

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from schemas.records import LineUsage, UsageRecorded
-from streams.domain.billing.prices import REALTIME
+from streams.domain.billing.prices.book import REALTIME
 from streams.domain.outcome.streamed import Used
 
 #: Lines of one record, and models that its lines may be of: their names are a caller's.

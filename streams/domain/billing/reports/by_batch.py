@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from schemas.records import BatchSnapshot, Usage
-from streams.domain.billing.batches import batch_cost, used_by_model
-from streams.domain.billing.prices import PriceBook
+from streams.domain.billing.prices.batch_cost import batch_cost, used_by_model
+from streams.domain.billing.prices.book import PriceBook
 from streams.domain.billing.tokens import add
 
 

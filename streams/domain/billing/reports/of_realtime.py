@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from schemas.records import Usage
-from streams.domain.billing.cost import micros
-from streams.domain.billing.prices import REALTIME, PriceBook
+from streams.domain.billing.prices.book import REALTIME, PriceBook
+from streams.domain.billing.prices.cost import micros
 from streams.domain.billing.tokens import TokenType, add
 
 

@@ -19,9 +19,9 @@ from enum import StrEnum
 from typing import assert_never
 
 from schemas.records import BatchSnapshot, MeterSend, SendState, Usage
-from streams.domain.billing.batches import used_by_model
-from streams.domain.billing.prices import REALTIME
-from streams.domain.billing.send import MINUTE_MS, UNCLEAR, minute_of
+from streams.domain.billing.meter.send import MINUTE_MS, UNCLEAR, minute_of
+from streams.domain.billing.prices.batch_cost import used_by_model
+from streams.domain.billing.prices.book import REALTIME
 from streams.domain.billing.tokens import split
 
 #: In place of a model, where a batch's usage is not known by model.

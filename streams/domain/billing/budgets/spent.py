@@ -11,9 +11,9 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 from schemas.records import BatchSnapshot, BatchStatus, Usage
-from streams.domain.billing.batches import used_by_model
-from streams.domain.billing.cost import NoPriceError, cost
-from streams.domain.billing.prices import PriceBook
+from streams.domain.billing.prices.batch_cost import used_by_model
+from streams.domain.billing.prices.book import PriceBook
+from streams.domain.billing.prices.cost import NoPriceError, cost
 from streams.domain.billing.tokens import subtract
 from streams.domain.clock import day_of
 

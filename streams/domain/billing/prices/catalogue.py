@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
 
-from streams.domain.billing.meters import meter_of
-from streams.domain.billing.prices import OTHER_MODELS, REALTIME, PriceBook, PriceLine
+from streams.domain.billing.prices.book import OTHER_MODELS, REALTIME, PriceBook, PriceLine
+from streams.domain.billing.prices.meter_names import meter_of
 from streams.domain.billing.tokens import TokenType
 
 #: Key in the metadata of our products and prices; its value is the meter's event name.

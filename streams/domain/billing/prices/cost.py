@@ -15,7 +15,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 from schemas.records import Usage
-from streams.domain.billing.prices import PriceBook
+from streams.domain.billing.prices.book import PriceBook
 from streams.domain.billing.tokens import TokenType, split
 
 MICROS = 1_000_000

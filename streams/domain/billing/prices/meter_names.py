@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-from streams.domain.billing.prices import OTHER_MODELS, REALTIME, PriceLine
+from streams.domain.billing.prices.book import OTHER_MODELS, REALTIME, PriceLine
 from streams.domain.billing.tokens import TokenType
 
 #: Stripe's limit for names of events, and for identifiers.

@@ -16,10 +16,10 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from schemas.records import MeterSend, SendState
-from streams.domain.billing.meters import identifier_of
-from streams.domain.billing.send import FLAGGED
+from streams.domain.billing.meter.ledger import Metered, Sums
+from streams.domain.billing.meter.send import FLAGGED
+from streams.domain.billing.prices.meter_names import identifier_of
 from streams.domain.billing.tokens import split
-from streams.domain.billing.usage import Metered, Sums
 
 #: A window is at most this many times as long as a batch's first.
 _MAX_GROWTH = 10

@@ -24,7 +24,7 @@ from schemas.records import (
     MeterSend,
     SendState,
 )
-from streams.domain.billing.send import FOR_A_PERSON, TOO_OLD_MS, UNCLEAR, changed, only
+from streams.domain.billing.meter.send import FOR_A_PERSON, TOO_OLD_MS, UNCLEAR, changed, only
 
 #: The sink takes back what came within the last 24 hours.
 CANCELLABLE_MS = 24 * 3_600_000

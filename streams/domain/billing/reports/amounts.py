@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from schemas.records import MeterSend, SendState
-from streams.domain.billing.reports import BillingReports
-from streams.domain.billing.send import FOR_A_PERSON, is_unbilled
+from streams.domain.billing.meter.send import FOR_A_PERSON, is_unbilled
+from streams.domain.billing.reports.stripe_errors import BillingReports
 
 
 def waits_for_a_person(send: MeterSend) -> bool:

@@ -14,8 +14,8 @@ from collections.abc import Collection
 from operator import itemgetter
 
 from schemas.records import BudgetHold
-from streams.domain.billing.budget import Budget
-from streams.domain.billing.spent import Change, SpentBatch, SpentTenant
+from streams.domain.billing.budgets.budget import Budget
+from streams.domain.billing.budgets.spent import Change, SpentBatch, SpentTenant
 
 BUDGET_REACHED = "budget_reached"
 #: No line of the batch is in, and what it will cost is more than is left.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from schemas.records import Usage, UsageRecorded
-from streams.domain.billing.output import UnreadableLine, numbers_of, usage_of_line
+from streams.domain.billing.reconcile.output_file import UnreadableLine, numbers_of, usage_of_line
 
 _NO_USAGE = Usage()
 

@@ -5,7 +5,7 @@
       │  └──► parked ◄──┘
       └────────┘    waits for a customer, a price, a person
 
-What a person decides about one that has come to rest is in streams.domain.billing.decide.
+What a person decides about one that has come to rest is in streams.domain.billing.meter.decisions.
 
 - What is sent follows from the row alone, so a crash anywhere sends the same again: customer and
   meter are fixed, and durable, before the first try.

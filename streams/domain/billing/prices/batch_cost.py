@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from schemas.records import BatchSnapshot, Usage
-from streams.domain.billing.cost import Cost, NoPriceError, cost
-from streams.domain.billing.prices import PriceBook
+from streams.domain.billing.prices.book import PriceBook
+from streams.domain.billing.prices.cost import Cost, NoPriceError, cost
 from streams.domain.billing.tokens import add
 
 _NONE = Usage()

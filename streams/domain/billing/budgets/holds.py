@@ -14,10 +14,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from msgspec.structs import replace
 
 from schemas.records import ApiKeyRecord, BatchSnapshot, BudgetHold, TenantRecord
-from streams.domain.billing.budget import Budget, budget_of
-from streams.domain.billing.prices import PriceBook
-from streams.domain.billing.purse import Purse
-from streams.domain.billing.spent import ENDED, Change, Spent, SpentBatch
+from streams.domain.billing.budgets.budget import Budget, budget_of
+from streams.domain.billing.budgets.purse import Purse
+from streams.domain.billing.budgets.spent import ENDED, Change, Spent, SpentBatch
+from streams.domain.billing.prices.book import PriceBook
 from streams.domain.clock import day_of
 
 #: A key's id; None stands for the tenant itself.

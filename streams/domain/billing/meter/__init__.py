@@ -1,0 +1,1 @@
+"""How usage is counted once, and sent once to where it is billed."""

@@ -1,0 +1,1 @@
+"""What tokens cost, and what Stripe must know of that."""

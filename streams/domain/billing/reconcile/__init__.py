@@ -1,0 +1,1 @@
+"""The same tokens, counted in several places, held against each other."""
