@@ -11,18 +11,18 @@ from typing import Protocol, TypedDict
 import structlog
 from aiohttp import web
 
-from api import middleware
 from api.auth import Keyring
-from api.body import MAX_BODY_BYTES
-from api.catalogue import ModelCatalogue
-from api.cleanup import Cleanup
-from api.forecasts import Forecasts
+from api.batches.partial import PartialOutputs
+from api.files.cleanup import Cleanup
 from api.gateway import GATEWAY, Gateway, Timeouts
+from api.http import middleware
+from api.http.body import MAX_BODY_BYTES
+from api.http.protocol import EnvelopeRunner
 from api.log_port import LogIdentity, LogProducer, LogReader
-from api.partial import PartialOutputs
+from api.model_catalogue import ModelCatalogue
 from api.process import cancelled, until_stopped
-from api.protocol import EnvelopeRunner
 from api.read_model.follower import Follower
+from api.read_model.forecasts import Forecasts
 from api.read_model.prompt_queries import PromptQueries
 from api.read_model.queries import Queries
 from api.read_model.realtime_rows import RealtimeQueries

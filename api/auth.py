@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from api.accounts.keys import hash_of
 from api.errors import Unauthenticated
-from api.keys import hash_of
 from api.read_model.follower import Follower
 from api.read_model.queries import Caller, Queries
 

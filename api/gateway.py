@@ -17,12 +17,12 @@ from aiohttp import web
 
 from api import views
 from api.auth import Keyring
-from api.catalogue import ModelCatalogue
-from api.forecasts import Forecasts
+from api.batches.partial import PartialOutputs
 from api.log_port import LogProducer
-from api.partial import PartialOutputs
+from api.model_catalogue import ModelCatalogue
 from api.prompts.facts import PromptFacts
 from api.read_model.follower import Follower
+from api.read_model.forecasts import Forecasts
 from api.read_model.prompt_queries import PromptQueries
 from api.read_model.queries import Queries
 from api.read_model.realtime_rows import RealtimeQueries

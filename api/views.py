@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from api.forecasts import Foreseen
-from api.partial import UNFINISHED
+from api.batches.partial import UNFINISHED
+from api.read_model.forecasts import Foreseen
 from api.read_model.schema import ended_at_ms
 from schemas.records import BatchError, BatchSnapshot, BudgetHold, FileRecord, Usage
 from streams.domain.billing.prices.batch_cost import batch_cost

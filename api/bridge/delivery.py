@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import msgspec
 
 from api import views
-from api.stored_lines import stored_lines
+from api.files.stored_lines import stored_lines
 from schemas.errors import Undelivered
 from schemas.headers import BATCH_ID, KIND, LINE, Kind
 from schemas.metrics import BRIDGE_INCOMPLETE, BRIDGE_RESULTS, Metrics

@@ -30,7 +30,7 @@ from api.bridge.seal import Sealed, command, judged
 from api.bridge.told import Told
 from api.bridge.turns import Turns
 from api.errors import ApiError, InvalidRequest
-from api.upload import write_lines
+from api.files.upload import write_lines
 from schemas.errors import SUBMISSION_MESSAGES, SubmissionCode
 from schemas.metrics import Metrics
 from schemas.records import BatchCreate, FileRecord

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from api import checks
-from api.body import decoded_object
-from api.create_request import CreateRequest, parse
+from api.batches.request import CreateRequest, parse
 from api.errors import InvalidRequest
+from api.http.body import decoded_object
 from schemas.errors import SUBMISSION_MESSAGES, SubmissionCode
 from schemas.records import BatchCreate, FileRecord
 from streams.domain.bridge.inbox import Create

@@ -51,8 +51,8 @@ def set_(
     data_dir: KafkaData = None,
 ) -> None:
     """Bill a tenant's usage to a customer; what waited for one is sent now."""
-    from api.billing import InvalidCustomer
-    from api.keys import InvalidKeyName
+    from api.accounts.keys import InvalidKeyName
+    from api.billing.customers import InvalidCustomer
 
     try:
         record = run(_set(kafka_settings(kafka, data_dir), tenant, customer))
@@ -85,7 +85,7 @@ def list_all(
 @customers.command()
 def unset(tenant: Tenant, kafka: KafkaServers = None, data_dir: KafkaData = None) -> None:
     """Take a tenant's customer away: usage that isn't on its way yet waits for another one."""
-    from api.keys import InvalidKeyName
+    from api.accounts.keys import InvalidKeyName
 
     try:
         run(_unset(kafka_settings(kafka, data_dir), tenant))
@@ -110,7 +110,7 @@ def status(as_json: AsJSON = False, kafka: KafkaServers = None, data_dir: KafkaD
 
 
 async def _set(settings: Settings, tenant: str, customer: str) -> BillingCustomer:
-    from api.billing import set_customer
+    from api.billing.customers import set_customer
     from streams.kafka.producer import RecordProducer
 
     producer = RecordProducer(settings)
@@ -122,7 +122,7 @@ async def _set(settings: Settings, tenant: str, customer: str) -> BillingCustome
 
 
 async def _unset(settings: Settings, tenant: str) -> None:
-    from api.billing import unset_customer
+    from api.billing.customers import unset_customer
     from streams.kafka.producer import RecordProducer
 
     producer = RecordProducer(settings)
@@ -134,7 +134,7 @@ async def _unset(settings: Settings, tenant: str) -> None:
 
 
 async def _list(settings: Settings) -> list[BillingCustomer]:
-    from api.billing import list_customers
+    from api.billing.customers import list_customers
     from schemas.topics import ACCOUNT
     from streams.kafka.reader import TopicReader
 
@@ -142,7 +142,7 @@ async def _list(settings: Settings) -> list[BillingCustomer]:
 
 
 async def _status(settings: Settings) -> BillingStatus:
-    from api.billing import read_status
+    from api.billing.customers import read_status
     from schemas.topics import BILLING_REPORT, METER_SEND
     from streams.kafka.reader import TopicReader
 

@@ -48,7 +48,7 @@ async def _sync(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    from api.billing_sync import planned
+    from api.billing.sync import planned
     from streams.ports.billing_catalogue import CatalogueRefused, CatalogueUnavailable
 
     try:
@@ -69,7 +69,7 @@ async def _sync(
 
 
 async def _change(catalogue: BillingCatalogue, steps: tuple[Step, ...], *, as_json: bool) -> None:
-    from api.billing_sync import SyncBroken, carry_out
+    from api.billing.sync import SyncBroken, carry_out
 
     def tell(step: Step) -> None:
         if as_json:

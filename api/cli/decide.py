@@ -105,7 +105,7 @@ def _decide(
     wait_s: float,
     as_json: bool,
 ) -> None:
-    from api.billing_commands import InvalidDecision, NotAnswered, UnknownAmount
+    from api.billing.commands import InvalidDecision, NotAnswered, UnknownAmount
 
     try:
         made, send = run(_command(settings, identifier, kind, reason, by or _account(), wait_s))
@@ -138,7 +138,7 @@ async def _command(
     by: str,
     within_s: float,
 ) -> tuple[BillingDecision, MeterSend]:
-    from api.billing_commands import command
+    from api.billing.commands import command
     from streams.domain.clock import SystemClock
     from streams.kafka.producer import RecordProducer
     from streams.kafka.reader import TopicReader

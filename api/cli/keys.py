@@ -38,7 +38,7 @@ def create(
     data_dir: KafkaData = None,
 ) -> None:
     """Make an API key. Its secret is shown once and stored nowhere."""
-    from api.keys import InvalidKeyName
+    from api.accounts.keys import InvalidKeyName
 
     try:
         record, secret = run(_create(kafka_settings(kafka, data_dir), tenant, name))
@@ -106,7 +106,7 @@ def revoke(
 
 
 async def _create(settings: Settings, tenant: str, name: str) -> tuple[ApiKeyRecord, str]:
-    from api.keys import create_key
+    from api.accounts.keys import create_key
     from streams.kafka.producer import RecordProducer
 
     producer = RecordProducer(settings)
@@ -118,7 +118,7 @@ async def _create(settings: Settings, tenant: str, name: str) -> tuple[ApiKeyRec
 
 
 async def _list(settings: Settings) -> list[ApiKeyRecord]:
-    from api.keys import list_keys
+    from api.accounts.keys import list_keys
     from schemas.topics import ACCOUNT
     from streams.kafka.reader import TopicReader
 
@@ -126,7 +126,7 @@ async def _list(settings: Settings) -> list[ApiKeyRecord]:
 
 
 async def _change(settings: Settings, key_id: str, changes: dict[str, Any]) -> ApiKeyRecord:
-    from api.keys import change_key
+    from api.accounts.keys import change_key
     from streams.kafka.producer import RecordProducer
 
     key = await _found(settings, key_id)
@@ -139,7 +139,7 @@ async def _change(settings: Settings, key_id: str, changes: dict[str, Any]) -> A
 
 
 async def _revoke(settings: Settings, key_id: str) -> ApiKeyRecord:
-    from api.keys import revoke_key
+    from api.accounts.keys import revoke_key
     from streams.kafka.producer import RecordProducer
 
     key = await _found(settings, key_id)

@@ -14,8 +14,8 @@ from api.cli.kafka import KafkaData, KafkaServers, kafka_settings, run
 from api.cli.options import AsJSON
 
 if TYPE_CHECKING:
-    from api.reconcile.run import Places, Report
-    from api.reconcile.scope import Scope
+    from api.billing.reconcile.run import Places, Report
+    from api.billing.reconcile.scope import Scope
     from streams.ports.meter_sink import MeterSink
     from streams.settings import Settings
 
@@ -39,8 +39,8 @@ def reconcile(
 
     Exit code 5 if anything differs. What is still on its way is no difference.
     """
+    from api.billing.reconcile.scope import scope_of
     from api.cli import reconcile_view as view
-    from api.reconcile.scope import scope_of
 
     if batch is not None and day is not None:
         raise Misuse("Give --batch or --day, not both.")
@@ -65,7 +65,7 @@ def _settings(kafka: str | None, data_dir: Path | None) -> Settings:
 
 
 async def _reconcile(settings: Settings, scope: Scope, now_ms: int) -> Report:
-    from api.reconcile.run import reconcile as compare
+    from api.billing.reconcile.run import reconcile as compare
     from streams.ports.meter_sink import SinkUnavailable
     from streams.ports.object_store import ObjectStoreError
 
@@ -85,7 +85,7 @@ async def _reconcile(settings: Settings, scope: Scope, now_ms: int) -> Report:
 
 
 def _places(settings: Settings) -> Places:
-    from api.reconcile.run import Places
+    from api.billing.reconcile.run import Places
     from streams.adapters.object_store import open_store
     from streams.kafka.reader import TopicReader
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
+from api.billing.reconcile.run import Report
+from api.billing.reconcile.sums import Checked, SinkSum
 from api.cli.terminal import note, out, out_json, printable
-from api.reconcile.run import Report
-from api.reconcile.sums import Checked, SinkSum
 from schemas.records import MeterSend, Usage
 from streams.domain.billing.reconcile.lines import LineDifference
 from streams.domain.billing.reconcile.sums import Difference, Entry, sums

@@ -19,7 +19,7 @@ from api.cli.options import AsJSON
 from api.cli.terminal import note, out, out_json
 
 if TYPE_CHECKING:
-    from api.tenants import TenantShown
+    from api.accounts.tenants import TenantShown
     from schemas.records import TenantRecord
     from streams.settings import Settings
 
@@ -56,7 +56,7 @@ def set_(
     data_dir: KafkaData = None,
 ) -> None:
     """Set a tenant's limits and its budget: batches above them are accepted, and wait."""
-    from api.keys import InvalidKeyName
+    from api.accounts.keys import InvalidKeyName
 
     asked = {"max_enqueued_lines": lines, "max_enqueued_tokens": tokens}
     settings = kafka_settings(kafka, data_dir)
@@ -95,7 +95,7 @@ def list_all(
 
 
 async def _set(settings: Settings, tenant: str, changes: dict[str, Any]) -> TenantRecord:
-    from api.tenants import set_limits
+    from api.accounts.tenants import set_limits
     from schemas.topics import ACCOUNT
     from streams.kafka.producer import RecordProducer
     from streams.kafka.reader import TopicReader
@@ -109,7 +109,7 @@ async def _set(settings: Settings, tenant: str, changes: dict[str, Any]) -> Tena
 
 
 async def _list(settings: Settings) -> list[TenantShown]:
-    from api.tenants import list_tenants
+    from api.accounts.tenants import list_tenants
     from schemas.topics import ACCOUNT
     from streams.kafka.reader import TopicReader
 

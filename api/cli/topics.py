@@ -67,7 +67,7 @@ def tenant(
 
     Whoever may write to the first speaks for the tenant: see docs/kafka.md for the ACLs.
     """
-    from api.keys import InvalidKeyName, check_tenant
+    from api.accounts.keys import InvalidKeyName, check_tenant
     from schemas.topics import BATCH_IN, BATCH_OUT
     from streams.kafka.admin import apply_topics
 

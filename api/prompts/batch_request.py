@@ -20,9 +20,9 @@ from msgspec import Raw
 
 from api import checks
 from api.auth import KEY_ID
-from api.body import not_json, not_object, read_body
-from api.create_request import CreateRequest, parse
+from api.batches.request import CreateRequest, parse
 from api.errors import InvalidRequest
+from api.http.body import not_json, not_object, read_body
 from streams.domain.intake.lines import MAX_MODEL_CHARS
 from streams.domain.prompts.lines import DEFAULT_ENDPOINT, PromptRef
 from streams.domain.prompts.request import MAX_VERSION, PROMPT_ENDPOINTS

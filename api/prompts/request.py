@@ -18,10 +18,10 @@ from aiohttp import hdrs, web
 from msgspec import Raw
 
 from api import checks
-from api.body import MAX_BODY_BYTES, decoded_object, json_object, read_body
-from api.create_request import checked_key
+from api.batches.request import checked_key
 from api.errors import InvalidRequest, PreconditionFailed
 from api.gateway import GATEWAY
+from api.http.body import MAX_BODY_BYTES, decoded_object, json_object, read_body
 from api.prompts.facts import Facts, facts_of
 from schemas.records import PromptHead
 from streams.domain.prompts.prompt import PromptError

@@ -9,9 +9,9 @@ from aiohttp import web
 from msgspec import Raw
 
 from api.auth import TENANT
-from api.body import not_json, not_object, read_body
 from api.errors import InvalidRequest, NotFound, TooLarge
 from api.gateway import GATEWAY, Gateway
+from api.http.body import not_json, not_object, read_body
 from api.prompts.preview import compiled, filled_texts, refused, render_errors
 from api.realtime.lane import Asked
 from api.routes.prompt_versions import found_version

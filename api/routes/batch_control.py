@@ -12,10 +12,10 @@ from typing import Any
 from aiohttp import web
 
 from api import checks, views
-from api.body import json_object
-from api.create_request import priority_in
+from api.batches.request import priority_in
 from api.errors import Conflict, InvalidRequest
 from api.gateway import GATEWAY, Gateway
+from api.http.body import json_object
 from api.read_model.control_rows import CHANGEABLE, PAUSABLE, with_control
 from api.routes.batches import found_batch
 from schemas.records import BatchChange, BatchPause, BatchResume, BatchSnapshot, BatchStatus

@@ -6,11 +6,11 @@ from aiohttp import web
 
 from api import views
 from api.auth import KEY_ID, TENANT
-from api.body import json_object
-from api.create_batch import create_batch
-from api.create_request import parse
+from api.batches.create import create_batch
+from api.batches.request import parse
 from api.errors import Conflict, NotFound
 from api.gateway import GATEWAY, Gateway
+from api.http.body import json_object
 from api.read_model.schema import with_cancel
 from api.routes.paging import paging, unknown_after
 from schemas.records import BatchCancel, BatchSnapshot, BatchStatus

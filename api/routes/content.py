@@ -16,10 +16,10 @@ import structlog
 from aiohttp import hdrs, web
 
 from api.auth import TENANT
+from api.batches.partial import UNFINISHED
 from api.errors import NotFound
 from api.gateway import GATEWAY, Gateway
-from api.partial import UNFINISHED
-from api.ranges import asked_range
+from api.http.ranges import asked_range
 from api.routes.files import found_file
 from schemas.headers import PARTIAL_LINES
 from schemas.records import BatchSnapshot, FileRecord

@@ -5,11 +5,11 @@ from __future__ import annotations
 from aiohttp import web
 
 from api import checks, views
-from api.body import json_object
-from api.create_request import endpoint_in, window_in
+from api.batches.estimate import estimate, view
+from api.batches.request import endpoint_in, window_in
 from api.errors import InvalidRequest
-from api.estimate import estimate, view
 from api.gateway import GATEWAY
+from api.http.body import json_object
 from api.routes.files import found_file
 from streams.domain.batch.tasks import INPUT_PURPOSE
 

@@ -9,9 +9,9 @@ from aiohttp import web
 from api import checks, views
 from api.auth import TENANT
 from api.errors import NotFound
+from api.files.upload import receive
 from api.gateway import GATEWAY
 from api.routes.paging import paging, unknown_after
-from api.upload import receive
 from schemas.records import FileRecord
 from schemas.topics import FILE
 

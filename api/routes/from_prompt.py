@@ -11,14 +11,14 @@ from aiohttp import web
 
 from api import checks, views
 from api.auth import TENANT
-from api.create_batch import create_batch, created_before
+from api.batches.create import create_batch, created_before
 from api.errors import InvalidRequest
+from api.files.upload import one_by_one, store_lines
 from api.gateway import GATEWAY, Gateway
 from api.prompts.batch_request import PromptBatchRequest, check_row_size, read_prompt_batch, rows_of
 from api.prompts.preview import compiled, refused
 from api.prompts.writes import no_prompt
 from api.routes.prompt_versions import found_version
-from api.upload import one_by_one, store_lines
 from schemas.records import BatchSnapshot, FileRecord
 from schemas.topics import FILE
 from streams.domain.ids import idempotent_file_id

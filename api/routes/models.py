@@ -5,9 +5,9 @@ from __future__ import annotations
 from aiohttp import web
 
 from api import views
-from api.catalogue import Model
 from api.errors import NotFound
 from api.gateway import GATEWAY
+from api.model_catalogue import Model
 
 routes = web.RouteTableDef()
 

@@ -6,8 +6,8 @@ from aiohttp import web
 
 from api.auth import TENANT
 from api.gateway import GATEWAY
-from api.middleware import REQUEST_ID
-from api.protocol import connection_lost
+from api.http.middleware import REQUEST_ID
+from api.http.protocol import connection_lost
 from api.realtime.answer import pass_on
 from api.realtime.request import read_request
 

@@ -11,7 +11,7 @@ from aiohttp import hdrs, web
 from api import views
 from api.auth import TENANT
 from api.gateway import GATEWAY
-from api.usage_query import day_of, realtime_usage_query
+from api.routes.usage_query import day_of, realtime_usage_query
 from streams.domain.billing.prices.book import PriceBook
 from streams.domain.billing.prices.cost import money
 from streams.domain.billing.reports.of_realtime import Row, Used, report

@@ -12,15 +12,15 @@ from aiohttp import web
 
 from api import checks, views
 from api.auth import KEY_ID, TENANT
-from api.body import json_object
-from api.create_batch import create_batch, created_before
-from api.create_request import CreateRequest, parse
+from api.batches.create import create_batch, created_before
+from api.batches.failed_lines import LinesDiffer, failed_lines
+from api.batches.request import CreateRequest, parse
 from api.errors import Conflict
-from api.failed_lines import LinesDiffer, failed_lines
+from api.files.upload import store_lines
 from api.gateway import GATEWAY, Gateway
+from api.http.body import json_object
 from api.read_model.schema import ended_at_ms
 from api.routes.batches import found_batch
-from api.upload import store_lines
 from schemas.records import BatchSnapshot, FileRecord
 from schemas.topics import FILE
 from streams.domain.ids import idempotent_file_id

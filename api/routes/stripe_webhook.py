@@ -13,10 +13,10 @@ import structlog
 from aiohttp import web
 
 from api.auth import STRIPE_WEBHOOK
-from api.body import read_body
 from api.errors import InvalidRequest, Unavailable
 from api.gateway import GATEWAY
-from api.middleware import METRICS
+from api.http.body import read_body
+from api.http.middleware import METRICS
 from schemas.metrics import BILLING_REPORTED, Metrics
 from schemas.records import BillingReport
 from schemas.topics import BILLING_REPORT

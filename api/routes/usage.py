@@ -21,8 +21,8 @@ from api.auth import TENANT
 from api.gateway import GATEWAY, Gateway
 from api.read_model.schema import ended_at_ms
 from api.routes.paging import unknown_after
+from api.routes.usage_query import UsageQuery, day_of, day_start_s, usage_query
 from api.shares import Place
-from api.usage_query import UsageQuery, day_of, day_start_s, usage_query
 from api.views import JSON
 from schemas.records import BatchSnapshot
 from streams.domain.billing.prices.book import PriceBook

@@ -11,11 +11,11 @@ import secrets
 
 from aiohttp import web
 
-from api import checks, views, webhook_views
-from api.body import json_object
+from api import checks, views
 from api.errors import Conflict, Unavailable
 from api.gateway import GATEWAY, Gateway
-from api.routes import webhooks
+from api.http.body import json_object
+from api.routes import webhook_views, webhooks
 from schemas.records import WebhookCommandKind, WebhookEndpoint
 from schemas.topics import WEBHOOK
 from streams.domain.ids import new_write_id

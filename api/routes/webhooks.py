@@ -15,11 +15,12 @@ from typing import Any
 import uuid_utils
 from aiohttp import web
 
-from api import checks, views, webhook_views
+from api import checks, views
 from api.auth import TENANT
-from api.body import json_object
 from api.errors import Conflict, InvalidRequest, NotFound
 from api.gateway import GATEWAY, Gateway
+from api.http.body import json_object
+from api.routes import webhook_views
 from api.routes.paging import paging, unknown_after
 from schemas.records import WebhookCommand, WebhookCommandKind, WebhookEndpoint
 from schemas.topics import WEBHOOK, WEBHOOK_EVENT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from api.keys import create_key, hash_of, list_keys
+from api.accounts.keys import create_key, hash_of, list_keys
 from api.up.options import write_private
 from schemas.topics import ACCOUNT
 from streams.kafka.producer import RecordProducer

@@ -11,7 +11,7 @@ import pytest
 from openai import APIStatusError, BadRequestError, ConflictError, NotFoundError
 from openai.types import Batch
 
-from api.keys import create_key
+from api.accounts.keys import create_key
 from schemas.records import BatchCancel, BatchCreate, BatchError, BatchStatus, Usage
 from tests.support.gateway import SDK, TIMEOUTS, GatewayUnderTest, running_gateway
 from tests.support.waiting import eventually

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from api.keys import change_key, create_key
-from api.tenants import set_limits
+from api.accounts.keys import change_key, create_key
+from api.accounts.tenants import set_limits
 from schemas.records import BatchCreate
 from schemas.topics import ACCOUNT
 from streams.settings import Settings

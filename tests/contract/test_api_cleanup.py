@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from api.cleanup import Cleanup, CleanupTimes
+from api.files.cleanup import Cleanup, CleanupTimes
 from schemas.records import BatchStatus, FileRecord, ObjectRef
 from schemas.topics import FILE
 from streams.domain import keys

@@ -8,7 +8,7 @@ import re
 import pytest
 from openai import AsyncOpenAI, AuthenticationError, InternalServerError, NotFoundError
 
-from api.keys import change_key, create_key, list_keys, revoke_key
+from api.accounts.keys import change_key, create_key, list_keys, revoke_key
 from api.log_fake import FakeLog
 from api.read_model.queries import Caller
 from schemas.topics import ACCOUNT
@@ -232,11 +232,11 @@ async def test_a_gateway_that_has_not_read_the_topics_yet_says_so() -> None:
 async def test_too_many_requests_at_once_are_told_to_come_back(
     gateway: GatewayUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.middleware.MAX_IN_FLIGHT", 0)
+    monkeypatch.setattr("api.http.middleware.MAX_IN_FLIGHT", 0)
     with pytest.raises(InternalServerError) as caught:
         await gateway.client().batches.list()
     assert (caught.value.status_code, caught.value.code) == (503, "overloaded")
-    monkeypatch.setattr("api.middleware.MAX_IN_FLIGHT", 1)
+    monkeypatch.setattr("api.http.middleware.MAX_IN_FLIGHT", 1)
     for _ in range(3):
         await gateway.client().batches.list()
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from api.forecasts import KEPT_MS
+from api.read_model.forecasts import KEPT_MS
 from schemas.records import BatchForecast, BatchForecasts, BatchStatus, BudgetHold
 from schemas.topics import BATCH_FORECAST
 from streams.domain.clock import ManualClock

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.cleanup import Cleanup, CleanupTimes
+from api.files.cleanup import Cleanup, CleanupTimes
 from api.log_fake import FakeLog
 from api.read_model.prompt_queries import PromptQueries
 from api.read_model.schema import TOPICS

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from api.accounts.keys import create_key
 from api.gateway import MAX_SCANS, SHARE
-from api.keys import create_key
 from schemas.records import BatchStatus, ModelUsage, Usage
 from streams.settings import Settings
 from tests.support.gateway import GatewayUnderTest, running_gateway

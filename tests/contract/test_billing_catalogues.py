@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from api.billing_sync import carry_out, planned
+from api.billing.sync import carry_out, planned
 from streams.adapters.billing_catalogue_fake import FakeBillingCatalogue
 from streams.adapters.billing_catalogue_stripe import StripeBillingCatalogue
 from streams.domain.billing.prices.book import parse_prices

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.cleanup import Cleanup, CleanupTimes
+from api.files.cleanup import Cleanup, CleanupTimes
 from api.gateway import Gateway
 from api.log_fake import FakeLog
 from api.read_model.store import ReadModelStore

@@ -23,7 +23,7 @@ import psutil
 import pytest
 from openai import APIConnectionError, APIStatusError, NotFoundError, OpenAI
 
-from api.keys import create_key, list_keys, revoke_key
+from api.accounts.keys import create_key, list_keys, revoke_key
 from api.read_model.schema import from_create
 from api.up.broker import free_port
 from schemas.records import ApiKeyRecord, BatchCreate, BatchStatus

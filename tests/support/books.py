@@ -8,9 +8,9 @@ from functools import reduce
 
 import msgspec
 
+from api.billing.reconcile.run import Places, Report, reconcile
+from api.billing.reconcile.scope import Scope
 from api.log_fake import FakeLog
-from api.reconcile.run import Places, Report, reconcile
-from api.reconcile.scope import Scope
 from schemas.records import (
     BatchSnapshot,
     BatchStatus,

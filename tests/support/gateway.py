@@ -14,9 +14,9 @@ import msgspec
 import pytest
 from openai import APIStatusError, AsyncOpenAI, OpenAI
 
+from api.accounts.keys import create_key
 from api.app import assembled, build_app, listening
 from api.gateway import Gateway, Timeouts
-from api.keys import create_key
 from api.log_fake import FakeLog
 from api.log_port import LogProducer
 from api.read_model.schema import TOPICS, from_create

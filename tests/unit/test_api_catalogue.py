@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from api.app import listening
-from api.catalogue import CACHE_S, ModelCatalogue
+from api.model_catalogue import CACHE_S, ModelCatalogue
 from streams.domain.clock import ManualClock
 from streams.domain.upstreams import parse_upstreams
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.create_request import ENDPOINTS, OTHER_ENDPOINTS, parse
+from api.batches.request import ENDPOINTS, OTHER_ENDPOINTS, parse
 from api.errors import InvalidRequest
 
 WINDOWS = {"24h": 86_400, "1h": 3600}

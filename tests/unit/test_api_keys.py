@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from api.keys import InvalidKeyName, create_key, list_keys, revoke_key
+from api.accounts.keys import InvalidKeyName, create_key, list_keys, revoke_key
 from api.log_fake import FakeLog
 from schemas.codec import encode
 from schemas.topics import ACCOUNT

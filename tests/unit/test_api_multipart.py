@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.multipart import (
+from api.http.multipart import (
     MultipartError,
     MultipartParser,
     PartBegin,

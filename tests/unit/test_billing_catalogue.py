@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.billing_sync import SyncBroken, carry_out, planned
+from api.billing.sync import SyncBroken, carry_out, planned
 from streams.adapters.billing_catalogue_fake import FakeBillingCatalogue
 from streams.adapters.meter_fake import Fault
 from streams.domain.billing.prices.book import REALTIME, PriceBook, parse_prices

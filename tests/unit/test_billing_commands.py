@@ -11,7 +11,7 @@ import pytest
 import structlog
 from typer.testing import CliRunner
 
-from api.billing_commands import InvalidDecision, NotAnswered, UnknownAmount, command
+from api.billing.commands import InvalidDecision, NotAnswered, UnknownAmount, command
 from api.cli import decide
 from api.cli.main import app
 from api.log_fake import FakeLog

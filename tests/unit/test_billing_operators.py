@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from api.billing import (
+from api.accounts.keys import InvalidKeyName, create_key
+from api.billing.customers import (
     InvalidCustomer,
     list_customers,
     read_status,
@@ -20,7 +21,6 @@ from api.billing import (
     unset_customer,
 )
 from api.cli import billing
-from api.keys import InvalidKeyName, create_key
 from api.log_fake import FakeLog
 from schemas.records import BillingReport, BillingReportError, MeterSend, SendState
 from schemas.topics import ACCOUNT, BILLING_REPORT, METER_SEND

@@ -13,10 +13,10 @@ from msgspec.structs import replace
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
+from api.billing.reconcile.run import Report
 from api.cli import reconcile as command
 from api.cli.failure import Misuse
 from api.cli.main import app
-from api.reconcile.run import Report
 from schemas.records import BillingCommandKind
 from streams.adapters.meter_file import FileMeterSink
 from streams.adapters.meter_stripe import StripeMeterSink

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from api.partial import PartialOutputs
+from api.batches.partial import PartialOutputs
 from schemas.metrics import Metrics
 from schemas.records import (
     AssembleReason,

@@ -7,7 +7,7 @@ from datetime import date
 import pytest
 from msgspec.structs import replace
 
-from api.reconcile.scope import Scope, scope_of
+from api.billing.reconcile.scope import Scope, scope_of
 from schemas.records import BatchStatus, BillingCommandKind, SendState
 from schemas.topics import BATCH_STATUS, METER_SEND, USAGE_RECORDED
 from streams.adapters.meter_fake import Fault

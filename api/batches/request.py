@@ -11,7 +11,7 @@ import msgspec
 
 from api import checks
 from api.errors import InvalidRequest
-from api.upload import MAX_EXPIRY_S, MIN_EXPIRY_S
+from api.files.upload import MAX_EXPIRY_S, MIN_EXPIRY_S
 from streams.domain.batch.control import MAX_PRIORITY, MIN_PRIORITY
 
 #: Endpoints whose requests a batch may hold.

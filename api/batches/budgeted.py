@@ -6,9 +6,9 @@ import asyncio
 
 import structlog
 
-from api.create_request import CreateRequest
+from api.batches.estimate import estimate
+from api.batches.request import CreateRequest
 from api.errors import InvalidRequest
-from api.estimate import estimate
 from api.gateway import Gateway
 from schemas.records import FileRecord
 from streams.domain.batch.tasks import INPUT_PURPOSE

@@ -13,12 +13,12 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from api.billing.reconcile.output import check_lines, sum_output
+from api.billing.reconcile.scope import Scope
+from api.billing.reconcile.sums import Checked, SinkCheck, Sleep
+from api.billing.reconcile.topics import Key, read_batches, read_lines, read_sends
 from api.log_port import LogReader
 from api.read_model.schema import ended_at_ms
-from api.reconcile.output import check_lines, sum_output
-from api.reconcile.scope import Scope
-from api.reconcile.sums import Checked, SinkCheck, Sleep
-from api.reconcile.topics import Key, read_batches, read_lines, read_sends
 from schemas.records import BatchSnapshot, MeterSend, SendState
 from schemas.topics import BATCH_STATUS, METER_SEND, USAGE_RECORDED, Topic
 from streams.domain.billing.meter.tab import patience_ms

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from api.keys import check_tenant
+from api.accounts.keys import check_tenant
 from api.log_port import LogProducer, LogReader
 from schemas.records import ApiKeyRecord, TenantRecord
 from schemas.topics import ACCOUNT

@@ -14,7 +14,7 @@ from contextlib import aclosing
 
 import msgspec
 
-from api.stored_lines import stored_lines
+from api.files.stored_lines import stored_lines
 from schemas.records import ObjectRef
 from streams.domain.ids import line_request_id
 from streams.ports.object_store import ObjectStore

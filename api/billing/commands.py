@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from api.billing import all_records
+from api.billing.customers import all_records
 from api.log_port import LogProducer, LogReader
 from schemas.records import BillingCommand, BillingCommandKind, BillingDecision, MeterSend
 from schemas.topics import METER_SEND, USAGE_RECORDED, Topic

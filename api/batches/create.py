@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from api.budgeted import estimated_cost
-from api.create_request import CreateRequest
+from api.batches.budgeted import estimated_cost
+from api.batches.request import CreateRequest
 from api.errors import Conflict, Unavailable
 from api.gateway import Gateway
 from api.read_model.schema import from_create

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from api.billing import all_records
+from api.billing.customers import all_records
+from api.billing.reconcile.scope import Scope
 from api.log_port import LogReader
-from api.reconcile.scope import Scope
 from schemas.records import BatchSnapshot, MeterSend, UsageRecorded
 from streams.domain.billing.reconcile.lines import RecordedLines
 

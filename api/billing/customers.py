@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 
-from api.keys import check_tenant
+from api.accounts.keys import check_tenant
 from api.log_port import LogProducer, LogReader
 from schemas.records import BillingCustomer, BillingReport, MeterSend
 from schemas.topics import ACCOUNT

@@ -18,7 +18,7 @@ from aiohttp import web
 from api import checks
 from api.errors import InvalidRequest, RequestTooSlow, TooLarge
 from api.gateway import Gateway
-from api.multipart import (
+from api.http.multipart import (
     MultipartError,
     MultipartParser,
     PartBegin,

@@ -1,0 +1,1 @@
+"""Tenants and their API keys, as records on the `account` topic."""

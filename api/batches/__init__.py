@@ -1,0 +1,1 @@
+"""Batches as the gateway makes and shows them: requests, estimates, partial output."""

@@ -1,0 +1,1 @@
+"""Billing as operators see it: customers, decisions, Stripe's catalogue, reconciling."""
