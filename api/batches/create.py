@@ -69,7 +69,6 @@ async def _create(
         metadata=asked.metadata,
         output_expires_after_s=asked.output_expires_after_s,
         request_hash=request_hash,
-        # Who validates must know at least the prompts that this gateway has shown.
         priority=asked.priority,
         origin_batch_id=asked.origin_batch_id,
         key_id=asked.key_id,

@@ -6,7 +6,7 @@ accepted ─► head ─► data … ─► end
 
 from __future__ import annotations
 
-from schemas.records import RealtimeReply, RealtimeRequest, ReplyKind
+from schemas.records import RealtimeReply, RealtimeRequest, ReplyKind, Usage
 from streams.domain.failures import FailureReason
 from streams.domain.outcome.streamed import Used
 from streams.realtime_worker.events import Events
@@ -32,6 +32,12 @@ class Call:
         if self.events is None:
             return None
         return self.events.used(self.request.body, self.request.endpoint)
+
+    @property
+    def given(self) -> Used | None:
+        """What its client has got of a stream that breaks off, and pays; None if nothing."""
+        used = self.used
+        return None if used is None or used.usage == Usage() else used
 
     def accept(self) -> None:
         """Tells the gateway that this worker has it; for that, 25 ms more are soon enough."""

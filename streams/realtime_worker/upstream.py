@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import structlog
 
-from schemas.records import Usage
 from streams.domain.clock import Clock
 from streams.domain.failures import FailureReason
 from streams.domain.outcome.retry import asked_pause_s
@@ -62,8 +61,7 @@ class Caller:
                 used = await self._attempts(call, pool)
         except TimeoutError:
             reason = FailureReason.TIMEOUT
-            if call.used is not None and call.used.usage != Usage():
-                used = call.used  # its client has what came till then
+            used = call.given
         except InferenceError as error:
             reason = error.reason
         except Exception as error:  # noqa: BLE001 - one request must not take the worker down

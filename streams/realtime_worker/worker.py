@@ -163,7 +163,7 @@ class Worker:
             except asyncio.CancelledError:
                 # What it was given is worth its price, as it is where nobody leaves.
                 if call.client_left:
-                    self._bill(name, call, call.used)
+                    self._bill(name, call, call.given)
                 raise
             finally:
                 gauge.dec()
