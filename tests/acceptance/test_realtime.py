@@ -19,7 +19,7 @@ from streams.domain.billing.prices.book import REALTIME
 from streams.kafka.reader import TopicReader
 from streams.settings import Settings
 from tests.support.stack import Simulator, Stack, running, start_simulator, start_stack
-from tests.support.waiting import eventually
+from tests.support.waiting import deadline_in, eventually
 
 pytestmark = pytest.mark.kafka
 
@@ -286,26 +286,37 @@ async def test_under_load_and_kills_every_client_gets_an_answer_or_an_error(
     stack: Stack, patient: AsyncOpenAI
 ) -> None:
     once = patient.with_options(max_retries=0, timeout=_NOTICED_S)
-    ends: list[str] = []
+    ends: dict[int, str] = {}
+    gate = asyncio.Semaphore(20)
 
-    async def one() -> None:
+    async def one(number: int) -> None:
         try:
             stream = await once.chat.completions.create(
                 model="sim", messages=_messages(), stream=True
             )
-            ends.append("answer" if [part async for part in stream] else "empty")
+            ends[number] = "answer" if [part async for part in stream] else "empty"
         except APIError:
-            ends.append("error")
+            ends[number] = "error"
+        finally:
+            gate.release()
+
+    async def load(clients: asyncio.TaskGroup, first: int) -> int:
+        """Starts clients from a number on until ten of them have an answer; the next number."""
+        deadline, number = deadline_in(20.0), first
+        while sum(n >= first and end == "answer" for n, end in ends.items()) < 10:
+            assert time.monotonic() < deadline, "answers stay away"
+            await gate.acquire()
+            clients.create_task(one(number))
+            number += 1
+            await asyncio.sleep(0.05)
+        return number
 
     async with asyncio.TaskGroup() as clients:
-        for number in range(100):
-            clients.create_task(one())
-            await asyncio.sleep(0.05)
-            if number == 30:
-                stack.kill("realtime-worker")
-    assert len(ends) == 100
-    assert ends.count("answer") >= 30
-    assert "empty" not in ends
+        killed = await load(clients, 0)
+        stack.kill("realtime-worker")
+        started = await load(clients, killed)
+    assert len(ends) == started
+    assert set(ends.values()) <= {"answer", "error"}
 
 
 def test_without_a_worker_there_is_an_error_that_says_when_to_come_back(
