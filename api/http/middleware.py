@@ -10,8 +10,16 @@ import structlog
 from aiohttp import hdrs, web
 
 from api.auth import KEY_ID, KEYLESS, TENANT
-from api.errors import ApiError, InternalError, Unavailable, from_exception, from_http_exception
+from api.errors import (
+    ApiError,
+    InternalError,
+    RateLimited,
+    Unavailable,
+    from_exception,
+    from_http_exception,
+)
 from api.gateway import GATEWAY
+from api.room import Room
 from schemas.metrics import GATEWAY_REQUESTS, GATEWAY_SECONDS, Metrics
 from streams.domain.ids import new_request_id
 
@@ -32,6 +40,8 @@ class InFlight:
 
     def __init__(self) -> None:
         self.requests: set[str] = set()
+        #: Those whose tenant is known.
+        self.room = Room(MAX_IN_FLIGHT)
         self.stopping = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -72,7 +82,7 @@ _HEADERS = {
 def install(app: web.Application) -> None:
     """Adds all of it to the application."""
     app[IN_FLIGHT] = InFlight()
-    app.middlewares.extend([identify, answer_errors, limit, authenticate])
+    app.middlewares.extend([identify, answer_errors, limit, authenticate, share])
     app.on_response_prepare.append(_set_headers)
 
 
@@ -134,6 +144,25 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
         caller = await request.app[GATEWAY].keyring.caller(header)
         request[TENANT], request[KEY_ID] = caller
     return await handler(request)
+
+
+@web.middleware
+async def share(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turns a tenant's request away while so many of its others leave little room."""
+    tenant = request.get(TENANT)
+    if tenant is None:
+        return await handler(request)
+    room = request.app[IN_FLIGHT].room
+    if room.enough(tenant):
+        raise RateLimited(
+            "You make too many requests at once: wait for one of them to end.",
+            code="too_many_at_once",
+        )
+    room.take(tenant)
+    try:
+        return await handler(request)
+    finally:
+        room.free(tenant)
 
 
 async def _set_headers(request: web.Request, response: web.StreamResponse) -> None:

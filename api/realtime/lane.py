@@ -12,7 +12,6 @@ before had asked.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ import structlog
 from api.errors import RateLimited
 from api.log_port import LogProducer, LogReader
 from api.realtime.pending import Pending, Result, no_worker, stopped, too_late, worker_lost
+from api.room import Room
 from schemas.metrics import REALTIME_ANSWERS, REALTIME_PENDING, Metrics
 from schemas.records import RealtimeCancel, RealtimeLoad, RealtimeReplies, RealtimeRequest
 from schemas.topics import REALTIME_CANCEL, REALTIME_REQUEST
@@ -87,8 +87,7 @@ class Lane:
         self._silence_s = silence_s
         self._name = f"gateway-{settings.instance}"
         self._pending: dict[str, Pending] = {}
-        #: How many of them each tenant has.
-        self._open: Counter[str] = Counter()
+        self._room = Room(settings.realtime_max_pending)
         self._timers: dict[str, tuple[asyncio.TimerHandle, asyncio.TimerHandle]] = {}
         #: When each start of a worker was heard last, and the last start of each worker.
         self._heard: dict[str, float] = {}
@@ -137,7 +136,7 @@ class Lane:
         )
         pending = Pending(request, self._settings.realtime_buffer_bytes)
         self._pending[request_id] = pending
-        self._open[tenant] += 1
+        self._room.take(tenant)
         loop = asyncio.get_running_loop()
         self._timers[request_id] = (
             loop.call_later(self._accept_s, self._not_accepted, pending),
@@ -161,9 +160,7 @@ class Lane:
         """Nobody waits for it any more; if its answer is not whole, its call is cut."""
         request_id, tenant = pending.request.request_id, pending.request.tenant
         del self._pending[request_id]
-        self._open[tenant] -= 1
-        if not self._open[tenant]:
-            del self._open[tenant]
+        self._room.free(tenant)
         for timer in self._timers.pop(request_id):
             timer.cancel()
         if pending.result not in (Result.ANSWERED, Result.REFUSED, Result.FAILED):
@@ -175,15 +172,10 @@ class Lane:
         self._metrics.gauge(REALTIME_PENDING).set(len(self._pending))
 
     def _check_room(self, tenant: str) -> None:
-        """Raises RateLimited if there is no room, or none for a tenant that has much already.
-
-        A tenant may have one more than there is room left: alone half of it all, two that want
-        all a third each. So there is room for somebody else.
-        """
-        room = self._settings.realtime_max_pending - len(self._pending)
-        if room <= 0:
+        """Raises RateLimited if there is no room, or the tenant has enough of it."""
+        if self._room.full:
             result, whose = "full", "This server has"
-        elif self._open[tenant] > room:
+        elif self._room.enough(tenant):
             result, whose = "share", "You have"
         else:
             return

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
+from typing import NoReturn
 
 import pytest
 from openai import AsyncOpenAI, AuthenticationError, InternalServerError, NotFoundError
 
 from api.accounts.keys import change_key, create_key, list_keys, revoke_key
+from api.errors import NotFound
 from api.log_fake import FakeLog
 from api.read_model.queries import Caller
 from schemas.topics import ACCOUNT
@@ -239,6 +241,39 @@ async def test_too_many_requests_at_once_are_told_to_come_back(
     monkeypatch.setattr("api.http.middleware.MAX_IN_FLIGHT", 1)
     for _ in range(3):
         await gateway.client().batches.list()
+
+
+async def test_a_tenants_slow_requests_leave_room_for_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("api.http.middleware.MAX_IN_FLIGHT", 8)
+    begun, may_end = asyncio.Semaphore(0), asyncio.Event()
+
+    async def slow(*_: object) -> NoReturn:
+        begun.release()
+        await may_end.wait()
+        raise NotFound("It is gone.")
+
+    async with running_gateway() as gateway:
+        monkeypatch.setattr(gateway.gateway.queries, "file", slow)
+        reading = [asyncio.create_task(_status(gateway, "/v1/files/file-1")) for _ in range(6)]
+        for _ in reading:
+            await begun.acquire()
+        async with gateway.http().get("/v1/batches") as answer:
+            assert answer.status == 429
+            assert answer.headers["Retry-After"] == "1"
+            assert (await answer.json())["error"]["code"] == "too_many_at_once"
+        await gateway.client("rival").batches.list()
+        # Whoever has no key is told so, as ever.
+        assert await _status(gateway, "/v1/batches", tenant=None) == 401
+        may_end.set()
+        assert await asyncio.gather(*reading) == [404] * 6
+        await gateway.client().batches.list()
+
+
+async def _status(gateway: GatewayUnderTest, path: str, tenant: str | None = "acme") -> int:
+    async with gateway.http(tenant).get(path) as answer:
+        return answer.status
 
 
 async def test_a_defect_is_an_error_with_an_id_and_without_its_trace(

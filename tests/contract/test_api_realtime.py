@@ -429,7 +429,11 @@ async def test_more_requests_than_allowed_are_told_to_come_back() -> None:
         running_gateway(upstreams=UPSTREAMS, settings=settings) as gateway,
         lane_worker(gateway.log, always(Hang())) as worker,
     ):
-        waiting = [asyncio.create_task(_chat(gateway)) for _ in range(2)]
+        ask = gateway.client("rival").chat.completions.create
+        waiting = [
+            asyncio.create_task(_chat(gateway)),
+            asyncio.create_task(ask(model="m1", messages=MESSAGES)),
+        ]
         await eventually(lambda: worker.upstream.running == 2)
         error = await _refused(gateway)
         assert error.status_code == 429
