@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import defaultdict
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
+
+from api.shares import Place, Shares
 
 
 class Turns:
@@ -16,15 +15,10 @@ class Turns:
 
         of_a_tenant: its partitions are as many as all turns, and its work may take long.
         """
-        self._sound = asyncio.Semaphore(at_once)
+        self._sound = Shares(at_once, of_a_tenant)
         # What fails may take all the time it is given before it does, at every try.
-        self._failing = asyncio.Semaphore(at_once)
-        self._tenants: defaultdict[str, asyncio.Semaphore] = defaultdict(
-            lambda: asyncio.Semaphore(of_a_tenant)
-        )
+        self._failing = Shares(at_once, of_a_tenant)
 
-    @asynccontextmanager
-    async def turn(self, tenant: str, *, failing: bool = False) -> AsyncIterator[None]:
+    def turn(self, tenant: str, *, failing: bool = False) -> AbstractAsyncContextManager[Place]:
         """Waits for a turn, and keeps it. failing: whether this failed when it was last tried."""
-        async with self._tenants[tenant], self._failing if failing else self._sound:
-            yield
+        return (self._failing if failing else self._sound).wait(tenant)
