@@ -45,8 +45,9 @@ log = structlog.get_logger(__name__)
 EXIT_USAGE = 2
 #: Requests are up to a few megabytes, so only some are read ahead.
 _BUFFER, _POLL_RECORDS = 256, 50
-#: What is acked and not committed would be read again, if only to be passed over.
-_COMMIT_S, _COMMIT_EVERY = 0.1, 16
+#: What is acked and not committed would be read again, and may run again if we are killed before
+#: our first word of it, which waits as long.
+_COMMIT_S, _COMMIT_EVERY = 0.025, 16
 #: Clients wait for what a dead worker's partitions hold. Brokers allow no less by default.
 _SESSION_TIMEOUT_S = 6.0
 #: The part of the stop budget that running calls get; the rest is for their last parts.
