@@ -137,6 +137,11 @@ class Storm:
         self._stop = threading.Event()
         self._failures: list[BaseException] = []
 
+    @property
+    def published(self) -> int:
+        """How many versions were acknowledged as published."""
+        return sum(publisher.acknowledged for publisher in self.publishers)
+
     def rage(self, kills: Callable[[], None]) -> None:
         """Publishes and creates until `kills` returns, then waits until all batches have ended."""
         for publisher in self.publishers:

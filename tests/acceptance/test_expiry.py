@@ -18,13 +18,13 @@ pytestmark = pytest.mark.kafka
 def short_windows(
     simulator: Simulator, kafka_bootstrap: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
-    """A Backhaul whose operator also allows a window of five seconds."""
+    """A Backhaul whose operator also allows a window of 20 seconds."""
     stack = start_stack(
         tmp_path_factory.mktemp("expiry"),
         *("--kafka", kafka_bootstrap, "--upstream", simulator.base_url),
         env={
             "BACKHAUL_TOPIC_PREFIX": f"exp{uuid4().hex[:10]}",
-            "BACKHAUL_COMPLETION_WINDOWS": '{"24h": 86400, "5s": 5}',
+            "BACKHAUL_COMPLETION_WINDOWS": '{"24h": 86400, "20s": 20}',
         },
     )
     with running(stack):
@@ -35,8 +35,8 @@ def test_an_expired_batch_keeps_its_finished_lines(short_windows: Stack) -> None
     quick = [chat_line(f"in-time-{n}") for n in range(10)]
     hanging = [chat_line(f"late-{n}", script="hang") for n in range(5)]
     with OpenAI(base_url=short_windows.base_url, api_key=short_windows.api_key) as client:
-        batch = submit(client, quick + hanging, completion_window="5s")
-        assert batch.expires_at == batch.created_at + 5
+        batch = submit(client, quick + hanging, completion_window="20s")
+        assert batch.expires_at == batch.created_at + 20
         ended = wait_for_end(client, batch.id, within_s=40)
         results = results_of(client, ended)
 

@@ -120,9 +120,8 @@ def test_a_version_published_in_mid_batch_is_for_later_batches(
     lines = _slow_lines(run, slug, 400) + _slow_lines(f"{run}-1", slug, 10, prompt_version=1)
     wanted = shelf.pins(lines)
 
-    batch = submit_mixed(client, lines)
-    with world.mid_batch(client, batch.id) as before:
-        assert pins_shown(before) == wanted
+    with world.mid_batch(client, lines) as batch:
+        assert pins_shown(batch) == wanted
         assert prompts.add(slug, _saying("three")) == 3
         prompts.publish(slug, 3)
         assert prompts.get(slug)["published_version"] == 3
@@ -150,8 +149,7 @@ def test_a_prompt_deleted_in_mid_batch_does_not_break_the_batch(
     prompts.make(shelf)
     lines = _slow_lines(run, slug, 300)
 
-    batch = submit_mixed(client, lines)
-    with world.mid_batch(client, batch.id):
+    with world.mid_batch(client, lines) as batch:
         prompts.delete(slug)
 
     ended = wait_for_end(client, batch.id, within_s=120)

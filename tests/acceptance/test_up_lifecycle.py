@@ -31,7 +31,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def _client(stack: Stack) -> OpenAI:
-    return OpenAI(base_url=stack.base_url, api_key=stack.api_key, max_retries=5)
+    return OpenAI(base_url=stack.base_url, api_key=stack.api_key, max_retries=20)
 
 
 def _all_pids(stack: Stack) -> list[int]:

@@ -136,7 +136,7 @@ async def test_bytes_that_are_missing_in_the_store_are_never_taken_for_a_whole(
     (key,) = gateway.store.objects
     gateway.store.objects[key] = DATA[:-1]
     # At once, and not when the connection has been idle for too long.
-    async with asyncio.timeout(10), gateway.http().get(url) as answer:
+    async with asyncio.timeout(60), gateway.http().get(url) as answer:
         with pytest.raises(aiohttp.ClientPayloadError):
             await answer.read()
     del gateway.store.objects[key]

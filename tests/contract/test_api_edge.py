@@ -187,7 +187,7 @@ async def raw(gateway: GatewayUnderTest, head: bytes) -> tuple[int, bytes]:
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     key = gateway.keys["acme"]
     writer.write(head + f"Authorization: Bearer {key}\r\nConnection: close\r\n\r\n".encode())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         answer = await reader.read()
     writer.close()
     return int(answer.split(b" ")[1]), answer

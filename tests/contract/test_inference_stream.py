@@ -32,7 +32,7 @@ from tests.support.waiting import eventually
 
 PATH = "/v1/chat/completions"
 LIMIT = 4096
-TIMEOUT_S = 0.6
+TIMEOUT_S = 2.0
 
 
 @dataclass

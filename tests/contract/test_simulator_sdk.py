@@ -30,7 +30,7 @@ async def simulator(tmp_path: Path) -> AsyncIterator[Simulator]:
 @pytest.fixture
 async def client(simulator: Simulator) -> AsyncIterator[openai.AsyncOpenAI]:
     async with openai.AsyncOpenAI(
-        base_url=simulator.base_url, api_key="any", max_retries=0, timeout=10
+        base_url=simulator.base_url, api_key="any", max_retries=0, timeout=60
     ) as client:
         yield client
 
@@ -220,7 +220,7 @@ class TestFaults:
         self, simulator: Simulator, client: openai.AsyncOpenAI
     ) -> None:
         with pytest.raises(openai.APITimeoutError):
-            await client.with_options(timeout=0.2).chat.completions.create(
+            await client.with_options(timeout=2).chat.completions.create(
                 model="m", messages=HELLO, user="k", metadata={"sim": "hang"}
             )
 

@@ -121,7 +121,7 @@ async def test_a_redirect_is_not_followed() -> None:
 async def test_no_body_is_waited_for_and_no_nonsense_believed(
     answer: bytes, attempt: Attempt
 ) -> None:
-    async with raw(answer) as (url, _), sender(allow_private=True, timeout_s=1.0) as patient:
+    async with raw(answer) as (url, _), sender(allow_private=True, timeout_s=3.0) as patient:
         assert await patient.post(url, b"{}", {}) == attempt
 
 

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -281,8 +282,11 @@ async def _raw_records(settings: Settings, full_name: str) -> list[Any]:
     )
     await consumer.start()
     try:
-        found = await consumer.getmany(timeout_ms=5000)
-        return [record for records in found.values() for record in records]
+        ends, found = await consumer.end_offsets(consumer.assignment()), []
+        while any([await consumer.position(place) < end for place, end in ends.items()]):
+            for records in (await consumer.getmany(timeout_ms=500)).values():
+                found += records
+        return found
     finally:
         await consumer.stop()
 
@@ -314,9 +318,13 @@ async def test_nothing_listens_but_the_health_endpoint(settings: Settings, start
         base = f"http://127.0.0.1:{health['port']}"
         async with aiohttp.ClientSession(base) as session:
             assert await _get(session, "/health") == (200, b'{"status": "alive"}')
-            assert (await _get(session, "/ready"))[0] == 200
+            await eventually(partial(_is_ready, session))
             assert b"backhaul_ready 1.0" in (await _get(session, "/metrics"))[1]
             assert (await _get(session, "/table"))[0] == 404
+
+
+async def _is_ready(session: aiohttp.ClientSession) -> bool:
+    return (await _get(session, "/ready"))[0] == 200
 
 
 async def _get(session: aiohttp.ClientSession, path: str) -> tuple[int, bytes]:
@@ -471,8 +479,8 @@ async def test_without_a_broker_the_process_says_so_and_ends(tmp_path: Path) -> 
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    process = Process(Settings(kafka=f"127.0.0.1:{port}", data_dir=tmp_path), ("tasks",), "0")
-    assert await process.ended() == 1
+        process = Process(Settings(kafka=f"127.0.0.1:{port}", data_dir=tmp_path), ("tasks",), "0")
+        assert await process.ended() == 1
     failed = [e for e in process.logged() if e.get("action") == "role_failed"]
     assert f"No Kafka broker answers at 127.0.0.1:{port}" in failed[0]["event"]
 

@@ -149,12 +149,12 @@ async def test_a_record_that_is_too_large_is_refused_before_it_is_sent(settings:
 async def test_a_topic_deleted_under_way_ends_the_sender_in_bounded_time(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exact, "_TAKE_WITHIN_S", 2.0)
-    monkeypatch.setattr(exact, "_END_WITHIN_S", 1.0)
-    with suppress(KafkaBaseError):
+    with suppress(KafkaBaseError), monkeypatch.context() as patch:
         async with open_sender(settings) as sender:
             await send(sender, b"one")
             await sender.commit(Mark(1))
+            patch.setattr(exact, "_TAKE_WITHIN_S", 2.0)
+            patch.setattr(exact, "_END_WITHIN_S", 1.0)
             await delete_topics(settings.kafka, settings.topic_prefix + ".batch-out")
             await send(sender, b"two")
             await sender.commit(Mark(2))
@@ -171,12 +171,11 @@ async def test_a_broker_that_stops_answering_ends_the_sender_in_bounded_time(
     pids = kafka_broker.broker.pids
     if not pids:
         pytest.skip("the broker is no process of ours that could be stopped")
-    monkeypatch.setattr(exact, "_TAKE_WITHIN_S", 1.0)
-    monkeypatch.setattr(exact, "_END_WITHIN_S", 0.5)
     try:
-        async with asyncio.timeout(60):
-            with suppress(SendFailed):
-                await send_to_stopped(pids, settings)
+        with monkeypatch.context() as patch:
+            async with asyncio.timeout(60):
+                with suppress(SendFailed):
+                    await send_to_stopped(pids, settings, patch)
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
@@ -187,10 +186,14 @@ async def test_a_broker_that_stops_answering_ends_the_sender_in_bounded_time(
     assert await committed(settings) == [b"one", b"two"]
 
 
-async def send_to_stopped(pids: Sequence[int], settings: Settings) -> None:
+async def send_to_stopped(
+    pids: Sequence[int], settings: Settings, patch: pytest.MonkeyPatch
+) -> None:
     async with open_sender(settings) as sender:
         await send(sender, b"one")
         await sender.commit(Mark(1))
+        patch.setattr(exact, "_TAKE_WITHIN_S", 1.0)
+        patch.setattr(exact, "_END_WITHIN_S", 0.5)
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
         await send(sender, b"to nobody")

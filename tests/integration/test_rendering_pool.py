@@ -299,7 +299,7 @@ async def test_a_process_that_keeps_much_memory_is_replaced() -> None:
 
 async def test_a_process_that_does_not_answer_is_killed_after_its_time_by_the_clock() -> None:
     metrics = Metrics()
-    renderer = stubborn(processes=1, metrics=metrics, line_wall_s=0.5)
+    renderer = stubborn(processes=1, metrics=metrics, line_wall_s=3)
     try:
         await result(renderer, "echo", text="")
         # A template that the process has compiled has no time for compiling.
@@ -357,7 +357,7 @@ async def test_a_waiting_line_can_be_withdrawn_and_a_running_one_finishes_alone(
     try:
         before = await result(renderer, "pid")
         tasks = [
-            asyncio.create_task(result(renderer, "sleep", seconds=0.3)),
+            asyncio.create_task(result(renderer, "sleep", seconds=2)),
             asyncio.create_task(result(renderer, "crash")),
         ]
         await eventually(lambda: waiting(renderer) == 1)

@@ -82,7 +82,7 @@ class Upstream:
         body = json.loads(await request.read())
         self.running += 1
         try:
-            await asyncio.sleep(60 if body["model"] == "hang" else self.delay_s)
+            await asyncio.sleep(3600 if body["model"] == "hang" else self.delay_s)
         except asyncio.CancelledError:
             self.cut += 1
             raise
@@ -293,17 +293,7 @@ class Lines:
 
     async def all_committed(self, role: str, topic: Topic, within_s: float = 15) -> None:
         """Waits until the role's group has committed all that its topic holds."""
-        reader = TopicReader(self.settings, [topic])
-        await reader.start("end")
-        ends = {partition: end for (_, partition), end in (await reader.ends()).items()}
-        await reader.stop()
-        group = group_name(self.settings, role)
-
-        async def committed() -> bool:
-            found = await committed_offsets(self.settings, group, topic)
-            return all(max(found.get(p, 0), 0) == end for p, end in ends.items())
-
-        await eventually(committed, within_s, f"{role} commits {ends}")
+        await all_committed(self.settings, role, topic, within_s)
 
     async def rendered(self, batch: str) -> dict[int, dict[str, object]]:
         """The lines of a batch's segments as assembly sees them: the lowest done_offset wins."""
@@ -334,6 +324,21 @@ async def running_lines(
         yield lines
     finally:
         await lines.stop()
+
+
+async def all_committed(settings: Settings, role: str, topic: Topic, within_s: float = 15) -> None:
+    """Waits until a role's group has committed all that its topic holds now."""
+    reader = TopicReader(settings, [topic])
+    await reader.start("end")
+    ends = {partition: end for (_, partition), end in (await reader.ends()).items()}
+    await reader.stop()
+    group = group_name(settings, role)
+
+    async def committed() -> bool:
+        found = await committed_offsets(settings, group, topic)
+        return all(max(found.get(p, 0), 0) == end for p, end in ends.items())
+
+    await eventually(committed, within_s, f"{role} commits {ends}")
 
 
 async def exit_code(process: subprocess.Popen[bytes], within_s: float = 30) -> int:

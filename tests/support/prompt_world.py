@@ -34,7 +34,8 @@ MODELS = ("sim", "sim-2", "gpt-4o-mini", "slow")
 MARK = "Marzipan7391"
 #: Calls in flight at most, so that a batch of the model `slow` lasts.
 IN_FLIGHT = 16
-SLOW_S = "0.05"
+#: How long a call of the model `slow` takes until a batch is found in the middle, and then.
+SLOW_S, QUICK_S = "1", "0.02"
 
 
 @dataclass
@@ -52,8 +53,10 @@ class PromptWorld:
         return OpenAI(base_url=self.stack.base_url, api_key=self.stack.api_key)
 
     @contextlib.contextmanager
-    def mid_batch(self, client: OpenAI, batch_id: str) -> Iterator[Batch]:
+    def mid_batch(self, client: OpenAI, lines: list[dict[str, Any]]) -> Iterator[Batch]:
         """Holds the model `slow` once some lines of a batch on it are done; the batch by then."""
+        self.simulator.configure(models={"slow": {"latency": SLOW_S}})
+        batch_id = submit_mixed(client, lines).id
 
         def some_done() -> Batch | None:
             batch = client.batches.retrieve(batch_id)
@@ -67,7 +70,7 @@ class PromptWorld:
             status = client.batches.retrieve(batch_id).status
             assert status == "in_progress", "it must really have been in mid-batch"
         finally:
-            self.simulator.configure(models={"slow": {"hang": False}})
+            self.simulator.configure(models={"slow": {"hang": False, "latency": QUICK_S}})
 
 
 @contextlib.contextmanager
@@ -75,8 +78,7 @@ def prompt_world(kafka_bootstrap: str, folder: Path) -> Iterator[PromptWorld]:
     """Starts it, with book(f"-{MARK}") and `summarize` in the registry."""
     recorded = folder / "bodies.jsonl"
     models = [word for name in MODELS[1:] for word in ("--model", name)]
-    slow = f'slow={{"latency": "{SLOW_S}"}}'
-    simulator = start_simulator(*models, "--bodies", str(recorded), "--model-config", slow)
+    simulator = start_simulator(*models, "--bodies", str(recorded))
     with running(simulator):
         upstream = {
             "name": "recording",

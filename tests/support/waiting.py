@@ -14,7 +14,7 @@ from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 _POLL_S = 0.02
-_PATIENCE = 3.0
+_PATIENCE = 6.0
 
 
 def deadline_in(within_s: float) -> float:

@@ -51,6 +51,10 @@ class Receiver:
             self.accepted.append(event.id)
         return web.Response(status=status)
 
+    def accepted_of(self, about: str) -> str:
+        """The type of the event about something that was accepted, or nothing."""
+        return next((t for i, t, of in self.got if of == about and i in self.accepted), "")
+
 
 @asynccontextmanager
 async def receiving(*answers: int) -> AsyncIterator[Receiver]:

@@ -89,7 +89,7 @@ async def test_a_record_that_was_reached_is_in_the_rows(store: ReadModelStore) -
     async with following(FakeLog(), store) as running:
         for number in range(20):
             place = await running.send(number)
-            assert await running.follower.reached(FILE, place, 5.0)
+            assert await running.follower.reached(FILE, place, 30.0)
             assert await running.has(number)
 
 
@@ -106,7 +106,7 @@ async def test_after_a_sync_everything_sent_before_it_is_in_the_rows(
     async with following(FakeLog(), store) as running:
         for number in range(20):
             await running.send(number)
-            await running.follower.sync(5.0)
+            await running.follower.sync(30.0)
             assert await running.has(number)
 
 
@@ -117,10 +117,10 @@ async def test_a_sync_asked_during_another_does_not_share_its_older_ends(
         await eventually(lambda: running.follower.caught_up)
         running.log.held = True
         await running.send(1)
-        first = asyncio.create_task(running.follower.sync(5.0))
+        first = asyncio.create_task(running.follower.sync(30.0))
         await asyncio.sleep(0.05)
         await running.send(2)
-        second = asyncio.create_task(running.follower.sync(5.0))
+        second = asyncio.create_task(running.follower.sync(30.0))
         await asyncio.sleep(0.05)
         assert not first.done()
         running.log.held = False
@@ -134,7 +134,7 @@ async def test_syncs_asked_together_ask_the_log_once(store: ReadModelStore) -> N
     async with following(FakeLog(), store) as running:
         await eventually(lambda: running.follower.caught_up)
         before = running.log.ends_asked
-        await asyncio.gather(*(running.follower.sync(5.0) for _ in range(1000)))
+        await asyncio.gather(*(running.follower.sync(30.0) for _ in range(1000)))
         assert running.log.ends_asked - before <= 2
 
 
@@ -148,7 +148,7 @@ async def test_syncs_asked_while_reading_lags_share_the_round_after_it(
         before = running.log.ends_asked
         syncs = []
         for _ in range(20):
-            syncs.append(asyncio.create_task(running.follower.sync(5.0)))
+            syncs.append(asyncio.create_task(running.follower.sync(30.0)))
             await asyncio.sleep(0.005)
         assert running.log.ends_asked - before == 1
         running.log.held = False
@@ -164,12 +164,12 @@ async def test_a_sync_without_a_log_fails_for_everyone_and_the_next_may_succeed(
         await eventually(lambda: running.follower.caught_up)
         running.log.unreachable = True
         answers = await asyncio.gather(
-            *(running.follower.sync(5.0) for _ in range(10)), return_exceptions=True
+            *(running.follower.sync(30.0) for _ in range(10)), return_exceptions=True
         )
         assert all(isinstance(a, KafkaBaseError) for a in answers)
         running.log.unreachable = False
         await running.send(1)
-        await running.follower.sync(5.0)
+        await running.follower.sync(30.0)
         assert await running.has(1)
 
 
@@ -182,30 +182,30 @@ async def test_a_sync_that_nobody_waits_for_any_more_is_no_trouble(store: ReadMo
             await running.follower.sync(0.05)
         running.log.held = False
         running.log.wake()
-        await running.follower.sync(5.0)
+        await running.follower.sync(30.0)
 
 
 async def test_reading_goes_on_when_the_log_comes_back(store: ReadModelStore) -> None:
     async with following(FakeLog(), store) as running:
-        await running.follower.sync(5.0)
+        await running.follower.sync(30.0)
         running.log.unreachable = True
         running.log.wake()
         await asyncio.sleep(0.1)
         running.log.unreachable = False
         place = await running.send(1)
-        assert await running.follower.reached(FILE, place, 5.0)
+        assert await running.follower.reached(FILE, place, 30.0)
 
 
 async def test_a_log_that_comes_back_as_another_ends_it(store: ReadModelStore) -> None:
     async with following(FakeLog(), store) as running:
-        await running.follower.sync(5.0)
+        await running.follower.sync(30.0)
         running.log.unreachable = True
         running.log.wake()
         await asyncio.sleep(0.05)
         running.log.name = "another"
         running.log.unreachable = False
         with pytest.raises(LogReplaced):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 await running.task
 
 
@@ -213,12 +213,12 @@ async def test_a_restart_reads_only_what_is_new(store: ReadModelStore) -> None:
     log = FakeLog()
     async with following(log, store) as running:
         place = await running.send(1)
-        assert await running.follower.reached(FILE, place, 5.0)
+        assert await running.follower.reached(FILE, place, 30.0)
     async with store.writing() as writer:
         await writer.execute("DELETE FROM files")
     async with following(log, store) as running:
         place = await running.send(2)
-        assert await running.follower.reached(FILE, place, 5.0)
+        assert await running.follower.reached(FILE, place, 30.0)
         assert not await running.has(1)
 
 
@@ -229,10 +229,10 @@ async def test_a_log_shorter_than_the_rows_is_read_anew(store: ReadModelStore) -
         assert await running.follower.reached(FILE, await running.send(1), 5.0)
     log.records.clear()
     async with following(log, store) as running:
-        await running.follower.sync(5.0)
+        await running.follower.sync(30.0)
         assert not await running.has(1)
         await running.send(2)
-        await running.follower.sync(5.0)
+        await running.follower.sync(30.0)
         assert await running.has(2)
 
 
@@ -257,5 +257,5 @@ async def test_a_log_out_of_reach_for_longer_than_tombstones_live_ends_it(
         clock.advance(AWAY_LIMIT_MS / 1000 + 1)
         await running.send(1)
         with pytest.raises(LogReplaced):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 await running.task
