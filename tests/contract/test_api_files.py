@@ -301,7 +301,7 @@ async def test_an_upload_without_a_log_is_unavailable(gateway: GatewayUnderTest)
 
 
 async def test_a_slow_upload_is_cut_off() -> None:
-    async with running_gateway(timeouts=replace(TIMEOUTS, body_idle_s=0.1)) as gateway:
+    async with running_gateway(timeouts=replace(TIMEOUTS, body_idle_s=1.0)) as gateway:
         body, headers = form(("purpose", None, b"batch"), ("file", "a.jsonl", LINE))
 
         async def stalled() -> Any:
