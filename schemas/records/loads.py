@@ -71,6 +71,7 @@ class RealtimePoolLoad(msgspec.Struct, frozen=True, kw_only=True):
     ttft_sent_ms: tuple[int, ...] = ()
     gaps: int = 0
     gaps_us: int = 0
+    awaiting: int = 0
 
 
 class RealtimeLoad(msgspec.Struct, frozen=True, kw_only=True):

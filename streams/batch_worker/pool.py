@@ -51,6 +51,10 @@ class Pool:
         self._running = Places(run, self._fill, broken)
         self._guests = 0
         self._closed = False
+        #: Between two starts, and when the last was that had to keep to it.
+        self._gap_s = 0.0
+        self._started_s = 0.0
+        self._later: asyncio.TimerHandle | None = None
         self._rate = 0.0
         self._finished = 0
         self._rated_at = clock.monotonic_s()
@@ -72,6 +76,15 @@ class Pool:
         self.part, self.reason = part, reason
         self._fill()
         return True
+
+    def pace(self, gap_s: float) -> None:
+        """Lines start so far apart from now on, at least; infinite: none starts."""
+        if gap_s != self._gap_s:
+            self._gap_s = gap_s
+            if self._later is not None:
+                self._later.cancel()
+                self._later = None
+            self._fill()
 
     def credits(self) -> int:
         """How many lines this pool is willing to hold, by the rate at which it finishes them."""
@@ -158,7 +171,7 @@ class Pool:
         if self._closed or not waiting:
             return
         room = self._most - len(running) - self._guests
-        while room > 0 and waiting:
+        while room > 0 and waiting and (self._gap_s == 0 or self._is_time()):
             line = waiting.popleft()
             if isinstance(line, Line):
                 running.start(line)
@@ -167,6 +180,23 @@ class Pool:
                 self._guests += 1
                 line.set_result(None)
                 room -= 1
+
+    def _is_time(self) -> bool:
+        """Whether a line may start now; if only later, it is looked again then."""
+        if self._gap_s == math.inf:
+            return False
+        now_s = self._clock.monotonic_s()
+        wait_s = self._started_s + self._gap_s - now_s
+        if wait_s <= 0:
+            self._started_s = now_s
+            return True
+        if self._later is None:
+            self._later = asyncio.get_running_loop().call_later(wait_s, self._look_again)
+        return False
+
+    def _look_again(self) -> None:
+        self._later = None
+        self._fill()
 
     def _measure(self) -> None:
         now = self._clock.monotonic_s()

@@ -149,6 +149,7 @@ class PoolGate:
         if decision.abort_above is not None:
             self.aborted += self._pool.calls.cut(part)
         reason = decision.reason.value
+        self._pool.pace(decision.gap_s * self.workers)
         news = self._pool.allow(part, reason)
         return self._renders.allow(part, reason) or news
 
@@ -236,4 +237,5 @@ def _signal(load: RealtimeLoad, pool: RealtimePoolLoad) -> signals.RealtimeLoad:
         first_tokens=tuple(FirstToken(sent_ms / 1000, us / 1e6) for sent_ms, us in firsts),
         gaps=pool.gaps,
         gaps_s=pool.gaps_us / 1e6,
+        awaiting=pool.awaiting,
     )

@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 #: At least so often: gateways take a worker that is silent for three of these for dead.
 PERIOD_S = 1.0
 #: Changes within this of the last record travel in the next one.
-GAP_S = 0.04
+GAP_S = 0.02
 
 Send = Callable[[RealtimeLoad], Awaitable[object]]
 

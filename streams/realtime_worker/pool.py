@@ -46,10 +46,20 @@ class Pool:
     """The limiter of one pool, and what was measured there."""
 
     def __init__(
-        self, name: str, max_in_flight: int, run: Run, ttft: Histogram, broken: Broken
+        self,
+        name: str,
+        max_in_flight: int,
+        run: Run,
+        ttft: Histogram,
+        changed: Callable[[], None],
+        broken: Broken,
     ) -> None:
-        """run: runs one call. broken: hears of what it raises, a bug."""
+        """run: runs one call. changed: called when its load is different. broken: hears of what
+        `run` raises, a bug."""
         self.name = name
+        self._changed = changed
+        #: Streams whose first event has not come yet.
+        self._awaiting: set[Call] = set()
         self._itl_us: Samples[int] = Samples()
         self._gaps = self._gaps_us = 0
         #: (when the call was sent, how long its first token took): Unix ms, microseconds.
@@ -68,6 +78,18 @@ class Pool:
     def waiting_since_ms(self) -> int | None:
         """When the gateway sent what waits here longest; None if nothing waits."""
         return self._waiting.oldest_ms
+
+    def asked(self, call: Call) -> None:
+        """A call was sent; if it is a stream, its first event is waited for."""
+        if call.request.stream:
+            self._awaiting.add(call)
+            self._changed()
+
+    def answered(self, call: Call) -> None:
+        """Nothing is waited for any more: its first event came, or none will."""
+        if call in self._awaiting:
+            self._awaiting.remove(call)
+            self._changed()
 
     def first_token(self, sent_ms: int, after_s: float) -> None:
         """A stream's first event came so long after its request was sent."""
@@ -103,6 +125,7 @@ class Pool:
             itl_us=self._itl_us.take(),
             gaps=self._gaps,
             gaps_us=self._gaps_us,
+            awaiting=len(self._awaiting),
         )
         self._gaps = self._gaps_us = 0
         return load

@@ -91,12 +91,22 @@ class Caller:
         return await self._attempt(call, ask, pool)
 
     async def _attempt(self, call: Call, ask: _Ask, pool: Pool) -> Used | None:
+        began = self._clock.monotonic_s(), self._clock.now_ms()
+        pool.asked(call)
+        try:
+            return await self._ask(call, ask, pool, began)
+        finally:
+            pool.answered(call)
+
+    async def _ask(
+        self, call: Call, ask: _Ask, pool: Pool, began: tuple[float, int]
+    ) -> Used | None:
+        """began: when, on the monotonic clock and in Unix milliseconds, it was sent."""
         endpoint = call.request.endpoint
-        began_s, sent_ms = self._clock.monotonic_s(), self._clock.now_ms()
         async with self._client.open(endpoint, ask.body) as stream:
             if stream.status < 300 and stream.content_type == EVENTS:
                 self._head(call, stream)
-                return await self._events(call, stream, pool, ask, (began_s, sent_ms))
+                return await self._events(call, stream, pool, ask, began)
             whole = b"".join([chunk async for chunk in stream.chunks()])
             if 300 <= stream.status < 400:
                 raise BadAnswerError
@@ -113,7 +123,6 @@ class Caller:
     async def _events(
         self, call: Call, stream: Stream, pool: Pool, ask: _Ask, began: tuple[float, int]
     ) -> Used | None:
-        """began: when, on the monotonic clock and in Unix milliseconds, it was sent."""
         events, (began_s, sent_ms) = Events(), began
         call.events = events
         last_s: float | None = None
@@ -123,6 +132,7 @@ class Caller:
                 continue
             now_s = self._clock.monotonic_s()
             if last_s is None:
+                pool.answered(call)
                 pool.first_token(sent_ms, now_s - began_s)
             else:
                 pool.gap(now_s - last_s)

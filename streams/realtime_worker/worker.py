@@ -78,6 +78,7 @@ class Worker:
                 upstream.realtime_max_in_flight,
                 run,
                 metrics.histogram(REALTIME_TTFT).labels(pool.name),
+                changed,
                 broken,
             )
 

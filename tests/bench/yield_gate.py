@@ -1,6 +1,6 @@
 """Backhaul's gate as a policy of the bench: it sees what it would see live, and as late.
 
-engine ─► realtime-worker's record: on change, at most each 50 ms, and each second
+engine ─► realtime-worker's record: on change, at most each 20 ms, and each second
              │ 5 to 30 ms on its way through Kafka
              ▼
            Gate ─► Decision ─► batch-workers
@@ -17,7 +17,7 @@ from streams.domain.gate.signals import FirstToken, RealtimeLoad, Signal
 from streams.simulator.engine import EngineRequest, Lane
 from tests.bench.yield_world import Order, World
 
-_PUBLISH_S = 0.05
+_PUBLISH_S = 0.02
 _HEARTBEAT_S = 1.0
 _TRANSPORT_S = (0.005, 0.03)
 #: The gate is asked this often, besides after each signal.
@@ -54,6 +54,7 @@ class Backhaul:
         self._sent = 0
         self._published_s = -math.inf
         self._tick_s = 0.0
+        self._now_s = 0.0
         self._changed = False
         self._tokens: list[FirstToken] = []
         self._gaps = 0
@@ -61,9 +62,16 @@ class Backhaul:
         self._order = Order(settings.floor)
         self._publish_at = 0.0
         self._told = -1
+        #: Real-time calls without a first token.
+        self._awaiting = 0
+        #: Between two starts, as the gate says; when the last was, and how many there were.
+        self._gap_s = 0.0
+        self._started_s = -math.inf
+        self._started = 0
 
     def order(self, now_s: float, world: World) -> Order:
         """See Policy."""
+        self._now_s = now_s
         self._watch(world)
         if now_s >= self._publish_at:
             self._publish(now_s, world)
@@ -82,12 +90,26 @@ class Backhaul:
             if not self.limits or self.limits[-1][1] != decision.limit:
                 self.limits.append((now_s, decision.limit))
             self._order = Order(decision.limit, 1_000_000 if above is None else above)
-        return self._order
+            self._gap_s = decision.gap_s
+        return self._spaced(now_s, world)
+
+    def _spaced(self, now_s: float, world: World) -> Order:
+        """The order, but for starts that must wait."""
+        if world.started > self._started:
+            self._started, self._started_s = world.started, now_s
+        limit, above = self._order
+        if self._gap_s <= 0 or limit <= world.in_flight:
+            return self._order
+        room = now_s >= self._started_s + self._gap_s
+        return Order(world.in_flight + room, above)
 
     def next_at_s(self) -> float:
         """See Policy."""
         arrives = self._on_way[0][0] if self._on_way else math.inf
-        return min(self._publish_at, self._tick_s, arrives)
+        start = self._started_s + self._gap_s
+        return min(
+            self._publish_at, self._tick_s, arrives, start if start > self._now_s else math.inf
+        )
 
     def _watch(self, world: World) -> None:
         """What the realtime-worker notices."""
@@ -97,7 +119,10 @@ class Backhaul:
                 self._gaps += step.gaps[Lane.REALTIME]
                 self._gaps_s += (step.end_s - step.start_s) * step.gaps[Lane.REALTIME]
             for request in step.first:
+                self._awaiting -= request.lane is Lane.REALTIME
                 self._first(request)
+        else:
+            self._awaiting += len(world.news)
         if self._tokens or any(request.lane is Lane.REALTIME for request in world.news):
             self._publish_at = min(self._publish_at, self._published_s + _PUBLISH_S)
 
@@ -125,4 +150,5 @@ class Backhaul:
             first_tokens=tuple(self._tokens),
             gaps=self._gaps,
             gaps_s=self._gaps_s,
+            awaiting=self._awaiting,
         )

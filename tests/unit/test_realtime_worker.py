@@ -309,6 +309,29 @@ async def test_the_load_tells_times_once() -> None:
         assert (pool.gaps, pool.gaps_us) == (0, 0)
 
 
+@pytest.mark.parametrize(("stream", "awaited"), [(True, 1), (False, 0)])
+async def test_the_load_tells_of_streams_whose_first_event_has_not_come(
+    stream: bool, awaited: int
+) -> None:
+    async with desk(always(Hang())) as made:
+        asked = request(stream=stream)
+        made.worker.take(asked)
+        await eventually(lambda: made.upstream.running == 1)
+        assert made.worker.load(stopping=False).pools[0].awaiting == awaited
+        made.worker.cancel(_cancel(asked.request_id))
+        await eventually(lambda: made.worker.load(stopping=False).pools[0].awaiting == 0)
+
+
+async def test_a_stream_that_has_begun_is_not_waited_for_any_more() -> None:
+    words = [str(number) for number in range(1_000)]
+    async with desk(always(events(*words, pause_s=0.05))) as made:
+        asked = request(stream=True)
+        made.worker.take(asked)
+        await eventually(lambda: made.worker.load(stopping=False).pools[0].awaiting == 1)
+        await eventually(lambda: made.worker.load(stopping=False).pools[0].awaiting == 0)
+        assert made.worker.load(stopping=False).pools[0].in_flight == 1
+
+
 def test_of_many_samples_a_bounded_number_is_kept() -> None:
     samples: Samples[int] = Samples()
     for number in range(10_000):

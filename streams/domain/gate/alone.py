@@ -39,7 +39,7 @@ class Shadow:
         self._steps += realtime * steps
 
     def came(self, at_s: float, realtime: float, running: float, curve: Curve) -> float:
-        """A call came and met so many others: how many it would have met alone.
+        """A call came, and is one of so many: how many there would have been alone.
 
         running: sequences of both lanes since the call before, on the average.
         """

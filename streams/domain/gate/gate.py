@@ -60,17 +60,16 @@ _IN_SILENCE_MEANWHILE = 32
 _TRUST_FACTOR = 1.5
 _TRUST_PACE = 0.05
 _TRUST_LEAST = 8.0
-_TRUST_CALLS = 12
+_TRUST_CALLS = 4
 #: What is over so soon needs no abort: it has left when a burst must be at its floor.
 _SOON_OVER_S = 1.0
 #: Batch is aborted when it is above the limit by this part of all that may run, and at least that
 #: many: less drains by itself, and is not worth the tokens.
-_ABORT_PART = 0.25
+_ABORT_PART = 0.4
 _ABORT_LEAST = 8
-#: Calls made too slow, as a part of those that may be: what is aimed at, how hard a miss is
-#: corrected, and the bounds of what the plan may spend then, as it counts. With 1 a window's miss
-#: is made good within the next one; harder, what is only luck swings the plan from end to end.
-_TO_USE = 0.95
+#: Calls made too slow, as a part of those that may be: how hard a miss is corrected, and the bounds
+#: of what the plan may spend then, as it counts. With 1 a window's miss is made good within the
+#: next one; harder, what is only luck swings the plan from end to end.
 _SPEND_GAIN = 1.0
 _SPEND_AT_FIRST = 0.3
 _LEAST_SPEND, _MOST_SPEND = 0.02, 2.0
@@ -79,6 +78,15 @@ _LEAST_SPEND, _MOST_SPEND = 0.02, 2.0
 _SILENCE_S = 2.0
 _WAKE_S = 1.0
 _ABORT_WOKEN = 2
+#: A burst begins: so many times the real-time calls of half a second before, and so many more. Then
+#: the limit is that of the calls that will be there when they come on like this for a second.
+_BURST_S = 0.5
+_BURST_FACTOR = 1.25
+_BURST_LEAST = 4
+_BURST_AHEAD_S = 1.0
+#: No batch call is started while a real-time call waits for its first token, but for no longer than
+#: this: calls that come one upon another, or one that is stuck, must not keep batch out for good.
+_HOLD_S = 0.5
 #: Above this much of the KV cache nothing is added; preemption is near.
 _KV_FULL = 0.92
 #: An engine's page and the workers' loads may be so far apart: what both explain is not a stranger.
@@ -134,6 +142,7 @@ class Decision:
 
     limit: calls that may be in flight; start none beyond. abort_above: abort those beyond it, if
     not None. floor: what the deadlines ask for. about: the source that the reason speaks of.
+    gap_s: between two starts of the whole fleet, at least; infinite: start none now.
     """
 
     limit: int
@@ -142,6 +151,7 @@ class Decision:
     reason: Reason
     about: Source | None = None
     ages_s: Mapping[Source, float] = field(default_factory=dict)
+    gap_s: float = 0.0
 
 
 class Gate:
@@ -164,6 +174,8 @@ class Gate:
         self._batch = History()
         self._shadow = Shadow()
         self._woken_at_s = float("-inf")
+        #: Since when some real-time call or other waits for its first token; NEVER while none does.
+        self._awaited_since_s = _NEVER
         self._call_s = _CALL_AT_FIRST_S
         self._aborted_at_s = float("-inf")
         #: Since when there is no real-time call in flight; NEVER while there is one.
@@ -234,15 +246,19 @@ class Gate:
             wanted = floor
         if settings.protect is Protect.WINDOW and need > wanted:
             wanted, reason, about = float(need), Reason.WINDOW, None
-        limit = self._limiter.move(wanted, now_s, self._most_starts_a_s())
-        return Decision(limit, self._abort_above(limit, reason, now_s), need, reason, about, ages)
+        gap_s = self._gap_s()
+        limit = self._limiter.move(wanted, now_s, 1 / gap_s if gap_s > 0 else math.inf)
+        above = self._abort_above(limit, reason, now_s)
+        if 0 <= now_s - self._awaited_since_s < _HOLD_S:
+            gap_s = math.inf
+        return Decision(limit, above, need, reason, about, ages, gap_s)
 
-    def _most_starts_a_s(self) -> float:
+    def _gap_s(self) -> float:
         """Beside real-time calls one more batch call a step: each brings its prefill, and real-time
         calls wait for the prefills of several steps."""
         realtime = self._realtime.last
         step_s = self._curve.curve().step_s(realtime + self._batch.last, realtime)
-        return 1 / step_s if realtime > 0 and step_s > 0 else math.inf
+        return step_s if realtime > 0 else 0.0
 
     def _wanted(
         self, now_s: float, ages: Mapping[Source, float], call_s: float
@@ -254,7 +270,7 @@ class Gate:
                 return 0.0, Reason.STALE, source
         realtime, silent_s = round(self._realtime.last), self._silent_s(now_s)
         reason = Reason.YIELD if realtime else Reason.SILENCE
-        wanted = self._planned(realtime, silent_s)
+        wanted = self._planned(realtime, silent_s, self._coming(now_s))
         if now_s - self._called_at_s > WINDOW_S:
             # Nobody to yield to: what there is to learn, the first call will teach.
             wanted = self._uncalled(now_s, call_s)
@@ -281,10 +297,21 @@ class Gate:
             return highest
         return min(highest, max(_IN_SILENCE_MEANWHILE, highest * (now_s - began_s) / WINDOW_S))
 
-    def _planned(self, realtime: int, silent_s: float) -> float | None:
+    def _planned(self, realtime: int, silent_s: float, coming: int) -> float | None:
         if self._plan is None or self._plan.calls < _CALLS_TO_LEARN:
             return None
-        return self._plan.limit(realtime, silent_s)
+        now = self._plan.limit(realtime, silent_s)
+        if coming == 0:
+            return now
+        # Room for those that come is made now, and used by nobody until they are there.
+        return min(now, self._plan.limit(realtime + coming, 0.0) + coming)
+
+    def _coming(self, now_s: float) -> int:
+        """Real-time calls that a burst which has just begun will bring within a second; else 0."""
+        realtime, before = self._realtime.last, self._realtime.at(now_s - _BURST_S)
+        if realtime < _BURST_FACTOR * before + _BURST_LEAST:
+            return 0
+        return round((realtime - before) * _BURST_AHEAD_S / _BURST_S)
 
     def _unplanned(self, realtime: int, silent_s: float) -> float:
         """While little is known: next to nothing beside real-time calls, much in silence."""
@@ -309,7 +336,7 @@ class Gate:
     def _abort_above(self, limit: int, reason: Reason, now_s: float) -> int | None:
         if not self._settings.can_abort or reason not in _ABORTING or self._realtime.last == 0:
             return None
-        woken = now_s - self._woken_at_s < _WAKE_S
+        woken = now_s - self._woken_at_s < _WAKE_S or self._coming(now_s) > 0
         if self._batch.last > limit + (
             _ABORT_WOKEN
             if woken
@@ -325,6 +352,10 @@ class Gate:
         self._workers[load.worker] = load
         self._count_lane(load.at_s, now_s)
         self._sees_firsts = self._sees_firsts or bool(load.first_tokens)
+        if not any(worker.awaiting for worker in self._workers.values()):
+            self._awaited_since_s = _NEVER
+        elif self._awaited_since_s == _NEVER:
+            self._awaited_since_s = now_s
         running = self._realtime.at(load.at_s) + self._batch.at(load.at_s)
         if load.gaps:
             self._learn_gaps(running, self._realtime.at(load.at_s), load.gaps, load.gaps_s)
@@ -373,7 +404,7 @@ class Gate:
         realtime = self._realtime.mean(sent_at_s, until_s)
         running = realtime + self._batch.mean(sent_at_s, until_s)
         grown = running - running_then
-        alone = self._alone(sent_at_s)
+        alone = self._alone(sent_at_s, realtime)
         fresh = aborted and sent_at_s - self._aborted_at_s < _REACTION_S
         # What had just been aborted is what the call's situation asked it to bear; later on, what
         # has gone in between would have gone anyway.
@@ -382,10 +413,9 @@ class Gate:
             self._curve.first(running, realtime, ttft_s)
         self._window.add(now_s, Met(where, alone, realtime, running, grown, ttft_s, fresh))
 
-    def _alone(self, sent_at_s: float) -> float:
+    def _alone(self, sent_at_s: float, realtime: float) -> float:
         before_s = max(self._shadow.last_s, sent_at_s - _LONGEST_PAUSE_S)
         running = self._realtime.mean(before_s, sent_at_s) + self._batch.mean(before_s, sent_at_s)
-        realtime = self._realtime.at(sent_at_s)
         return self._shadow.came(sent_at_s, realtime, running, self._curve.curve())
 
     def _count_lane(self, at_s: float, now_s: float) -> None:
@@ -430,9 +460,8 @@ class Gate:
         if plan is not None:
             self._plan = plan
             self._call_s = self._window.call_s()
-            free = max(1e-3, 1 - aim.quantile - plan.alone_too_slow)
-            used = (plan.too_slow - plan.alone_too_slow) / free
-            self._spend = min(_MOST_SPEND, max(_LEAST_SPEND, 1 + _SPEND_GAIN * (_TO_USE - used)))
+            used = (plan.too_slow - plan.alone_too_slow) / max(1e-3, plan.free)
+            self._spend = min(_MOST_SPEND, max(_LEAST_SPEND, 1 + _SPEND_GAIN * (1 - used)))
 
     def _forget_gone(self, now_s: float) -> None:
         if self._direct and self._engine and now_s - self._engine.at_s > STALE_AFTER_S:

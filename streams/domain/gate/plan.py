@@ -40,11 +40,14 @@ _LEVELS = (1, 2, 3, 5, 7, 10, 14, 19, 26, 36, 50, 70, 100, 140, 200, 280, 400)
 _LONG_SILENCES = 2
 SITUATIONS = len(_SILENCES) + len(_LEVELS)
 #: A situation with few calls of its own borrows the spread of all calls, as so many of its own.
-_BORROWED = 40.0
+_BORROWED = 10.0
 _BORROWED_IN_SILENCE = 2.0
-#: By how much a P99 of one call would not be known; with the root of their number it is known
-#: better. The line is drawn so much lower.
+#: By how much a P99 of one call would not be known, and how that grows with the target; with the
+#: root of the calls' number it is known better. The line is drawn so much lower.
 _DOUBT = 0.4
+_DOUBT_GROWS = 1.6
+#: Standard deviations by which more calls may be slow by themselves than were counted.
+_COUNT_DOUBT = 2.0
 #: How luck grows with the expected time: 0 not at all, 1 in proportion.
 _LUCK_GROWS = 0.6
 #: Long steps that a call meets when batch is aborted for it: the rest of the one that runs, and now
@@ -158,7 +161,7 @@ class Plan:
 
     baseline_s: P99 of the time to first token as it would be alone. line_s: what it may be.
     measured_s: what it is. too_slow, alone_too_slow: share of calls beyond the line, as
-    measured and as it would be without batch.
+    measured and as it would be without batch. free: share that batch may add in busy times.
     """
 
     running: Sequence[float]
@@ -167,6 +170,7 @@ class Plan:
     measured_s: float
     too_slow: float
     alone_too_slow: float
+    free: float
     calls: int
 
     def limit(self, realtime: int, silent_s: float) -> float:
@@ -203,14 +207,17 @@ def make_plan(window: Window, curve: Curve, aim: Aim, spend: float, trusted: flo
         for luck, met in zip(lucks, calls, strict=True)
     ]
     baseline = weighted_quantile(alone, aim.quantile)
-    doubt = _DOUBT / math.sqrt(total)
+    doubt = _DOUBT * (1 + _DOUBT_GROWS * aim.target) / math.sqrt(total)
     line = baseline * (1 + max(aim.target - doubt, aim.target / 2))
     slow = sum(met.weight for met in calls if met.ttft_s > line) / total
     alone_slow = sum(weight for ttft_s, weight in alone if ttft_s > line) / total
     prices = _Prices(window.seconds(), calls, lucks, curve, line, aim, trusted)
-    running = prices.solve(max(0.0, 1 - aim.quantile - alone_slow) * total, spend)
+    most = max(0.0, 1 - aim.quantile - alone_slow)
+    # How many are slow by themselves is a count, and known as well as counts are.
+    free = max(0.0, most - _COUNT_DOUBT * math.sqrt(alone_slow / total))
+    running = prices.solve(most * total, spend * free * total)
     measured = weighted_quantile([(met.ttft_s, met.weight) for met in calls], aim.quantile)
-    return Plan(running, baseline, line, measured, slow, alone_slow, round(total))
+    return Plan(running, baseline, line, measured, slow, alone_slow, free, round(total))
 
 
 def _luck(met: Met, curve: Curve) -> float:
@@ -288,17 +295,18 @@ class _Prices:
             for i in range(SITUATIONS)
         ]
 
-    def solve(self, free: float, spend: float) -> list[float]:
-        """Sequences by situation. free: calls that batch may make slow, in all.
+    def solve(self, most: float, spend: float) -> list[float]:
+        """Sequences by situation. most: calls that batch may make slow, in all. spend: how many of
+        them in busy times, as corrected.
 
         Long silences are served first, whatever the correction: a mistake about busy times must
-        not empty the engine when nobody is there. The others get what is left, corrected. Not so
-        where batch can't be aborted: then the end of a silence costs many calls.
+        not empty the engine when nobody is there. The others get what is left. Not so where batch
+        can't be aborted: then the end of a silence costs many calls.
         """
         own_part = _LONG_SILENCES if self._can_abort else 0
-        quiet = _taken(self._choices[:own_part], free)
-        left = max(0.0, free - sum(slow for _, _, slow in quiet))
-        others = _taken(self._choices[own_part:], spend * left)
+        quiet = _taken(self._choices[:own_part], most)
+        left = 1 - sum(slow for _, _, slow in quiet) / most if most > 0 else 0.0
+        others = _taken(self._choices[own_part:], spend * max(0.0, left))
         running = [running for running, _, _ in quiet + others]
         return _falling(_filled(running, self._seconds), self._seconds)
 

@@ -48,6 +48,7 @@ class RealtimeLoad:
 
     in_flight: calls now. first_tokens: those that came since the record before.
     gaps, gaps_s: inter-token gaps since the record before: how many, and their sum.
+    awaiting: those of the calls in flight that wait for their first token at the upstream.
     """
 
     worker: str
@@ -56,6 +57,7 @@ class RealtimeLoad:
     first_tokens: Sequence[FirstToken] = ()
     gaps: int = 0
     gaps_s: float = 0.0
+    awaiting: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,7 @@ def _has_possible_values(signal: Signal, now_s: float) -> bool:
         case RealtimeLoad():
             return (
                 _is_number(signal.in_flight)
+                and _is_number(signal.awaiting)
                 and _are_gaps(signal.gaps, signal.gaps_s)
                 and all(_is_sample(token, now_s) for token in signal.first_tokens)
             )
