@@ -43,8 +43,10 @@ SITUATIONS = len(_SILENCES) + len(_LEVELS)
 _BORROWED = 10.0
 _BORROWED_IN_SILENCE = 2.0
 #: By how much a P99 of one call would not be known, and how that grows with the target; with the
-#: root of the calls' number it is known better. The line is drawn so much lower.
+#: root of the calls' number it is known better, but never for certain, as what would be alone is
+#: inferred and not seen. The line is drawn so much lower.
 _DOUBT = 0.4
+_DOUBT_LEAST = 0.01
 _DOUBT_GROWS = 1.6
 #: Standard deviations by which more calls may be slow by themselves than were counted.
 _COUNT_DOUBT = 2.0
@@ -207,7 +209,7 @@ def make_plan(window: Window, curve: Curve, aim: Aim, spend: float, trusted: flo
         for luck, met in zip(lucks, calls, strict=True)
     ]
     baseline = weighted_quantile(alone, aim.quantile)
-    doubt = _DOUBT * (1 + _DOUBT_GROWS * aim.target) / math.sqrt(total)
+    doubt = (1 + _DOUBT_GROWS * aim.target) * max(_DOUBT_LEAST, _DOUBT / math.sqrt(total))
     line = baseline * (1 + max(aim.target - doubt, aim.target / 2))
     slow = sum(met.weight for met in calls if met.ttft_s > line) / total
     alone_slow = sum(weight for ttft_s, weight in alone if ttft_s > line) / total
