@@ -8,6 +8,7 @@ import math
 import pytest
 
 from streams.adapters.inference_fake import Hang
+from streams.domain.gate.floor import Demand
 from streams.domain.gate.gate import Decision, Gate, GateSettings
 from streams.domain.gate.signals import FirstToken, RealtimeLoad
 from streams.simulator.engine import EngineSpec
@@ -42,6 +43,15 @@ def test_beside_real_time_calls_batch_calls_start_a_step_apart_and_in_silence_at
     gate = _gate(20)
     assert _say(gate, 1061.0, 20, 0) == pytest.approx(STEP_S, rel=0.1)
     assert _say(gate, 1061.1, 0, 0) == 0
+
+
+def test_however_many_engines_there_are_calls_can_be_replaced_as_they_end() -> None:
+    gate = _gate(20)
+    _say(gate, 1061.0, 20, 0)
+    for call_s in (0.05, 1.0, 60.0):
+        decision = gate.decide(1061.0, Demand(call_s=call_s))
+        assert decision.gap_s <= STEP_S * 1.1
+        assert decision.gap_s <= call_s / decision.limit / 3
 
 
 def test_none_starts_while_a_first_token_is_waited_for() -> None:

@@ -84,6 +84,8 @@ _BURST_S = 0.5
 _BURST_FACTOR = 1.25
 _BURST_LEAST = 4
 _BURST_AHEAD_S = 1.0
+#: Starts that the gap between them leaves room for, as a multiple of those that replace what ends.
+_STARTS_POSSIBLE = 4
 #: No batch call is started while a real-time call waits for its first token, but for no longer than
 #: this: calls that come one upon another, or one that is stuck, must not keep batch out for good.
 _HOLD_S = 0.5
@@ -246,19 +248,26 @@ class Gate:
             wanted = floor
         if settings.protect is Protect.WINDOW and need > wanted:
             wanted, reason, about = float(need), Reason.WINDOW, None
-        gap_s = self._gap_s()
+        gap_s = self._gap_s(demand.call_s)
         limit = self._limiter.move(wanted, now_s, 1 / gap_s if gap_s > 0 else math.inf)
         above = self._abort_above(limit, reason, now_s)
         if 0 <= now_s - self._awaited_since_s < _HOLD_S:
             gap_s = math.inf
         return Decision(limit, above, need, reason, about, ages, gap_s)
 
-    def _gap_s(self) -> float:
+    def _gap_s(self, call_s: float) -> float:
         """Beside real-time calls one more batch call a step: each brings its prefill, and real-time
-        calls wait for the prefills of several steps."""
+        calls wait for the prefills of several steps.
+
+        Behind one address there may be many engines, so it is never so long that calls could not
+        be replaced as they end, with room for the times when starts are held back.
+        """
         realtime = self._realtime.last
+        if realtime <= 0:
+            return 0.0
         step_s = self._curve.curve().step_s(realtime + self._batch.last, realtime)
-        return step_s if realtime > 0 else 0.0
+        replaced_s = call_s / (_STARTS_POSSIBLE * max(1, self._limiter.limit))
+        return min(step_s, replaced_s) if call_s > 0 else step_s
 
     def _wanted(
         self, now_s: float, ages: Mapping[Source, float], call_s: float
