@@ -53,7 +53,7 @@ class Pool:
         self._closed = False
         #: Between two starts, and when the last was that had to keep to it.
         self._gap_s = 0.0
-        self._started_s = 0.0
+        self._started_s = -math.inf
         self._later: asyncio.TimerHandle | None = None
         self._rate = 0.0
         self._finished = 0
@@ -77,9 +77,16 @@ class Pool:
         self._fill()
         return True
 
-    def pace(self, gap_s: float) -> None:
-        """Lines start so far apart from now on, at least; infinite: none starts."""
+    def pace(self, gap_s: float, turn: float = 0.0) -> None:
+        """Lines start so far apart from now on, at least; infinite: none starts.
+
+        turn: part of a gap that goes by before the first start after a time without one, so that
+        workers that hear the same at the same moment don't start at the same moment.
+        """
         if gap_s != self._gap_s:
+            if self._gap_s in (0.0, math.inf) and gap_s != math.inf:
+                now_s = self._clock.monotonic_s()
+                self._started_s = max(self._started_s, now_s - gap_s * (1 - turn))
             self._gap_s = gap_s
             if self._later is not None:
                 self._later.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -41,6 +42,8 @@ class PoolGate:
     ) -> None:
         """max_in_flight: of each worker."""
         self._me = worker
+        #: Its place among the workers in a gap between starts, from 0 to 1.
+        self._turn = zlib.crc32(worker.encode()) / 2**32
         self._yields = yields
         self._max_in_flight = max_in_flight
         self._pool = pool
@@ -149,9 +152,14 @@ class PoolGate:
         if decision.abort_above is not None:
             self.aborted += self._pool.calls.cut(part)
         reason = decision.reason.value
-        self._pool.pace(decision.gap_s * self.workers)
+        self._pace(decision.gap_s)
         news = self._pool.allow(part, reason)
         return self._renders.allow(part, reason) or news
+
+    def _pace(self, gap_s: float) -> None:
+        """The fleet's gap between starts, shared by those who can start anything."""
+        workers = 1 + sum(calls.wants > 0 for calls in self._others.values())
+        self._pool.pace(gap_s * workers, self._turn if workers > 1 else 0.0)
 
     def _count(self, now_s: float) -> None:
         # An engine may have been asked just when there were most of our calls.

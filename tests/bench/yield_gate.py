@@ -12,6 +12,7 @@ import heapq
 import math
 import random
 
+from streams.domain.gate.floor import Demand
 from streams.domain.gate.gate import Gate, GateSettings
 from streams.domain.gate.signals import FirstToken, RealtimeLoad, Signal
 from streams.simulator.engine import EngineRequest, Lane
@@ -62,6 +63,8 @@ class Backhaul:
         self._order = Order(settings.floor)
         self._publish_at = 0.0
         self._told = -1
+        #: How long a batch call takes, averaged over the latest; 0 before the first.
+        self._call_s = 0.0
         #: Real-time calls without a first token.
         self._awaiting = 0
         #: Between two starts, as the gate says; when the last was, and how many there were.
@@ -72,6 +75,7 @@ class Backhaul:
     def order(self, now_s: float, world: World) -> Order:
         """See Policy."""
         self._now_s = now_s
+        self._average(world)
         self._watch(world)
         if now_s >= self._publish_at:
             self._publish(now_s, world)
@@ -85,7 +89,7 @@ class Backhaul:
         if ask:
             self._tick_s = now_s + _TICK_S
         if ask and now_s >= _LISTEN_S:
-            decision = self.gate.decide(now_s + self._later_s)
+            decision = self.gate.decide(now_s + self._later_s, Demand(call_s=self._call_s))
             above = decision.abort_above
             if not self.limits or self.limits[-1][1] != decision.limit:
                 self.limits.append((now_s, decision.limit))
@@ -110,6 +114,13 @@ class Backhaul:
         return min(
             self._publish_at, self._tick_s, arrives, start if start > self._now_s else math.inf
         )
+
+    def _average(self, world: World) -> None:
+        """What the batch-workers notice."""
+        for request in world.last_step.finished if world.last_step is not None else ():
+            if request.lane is Lane.BATCH:
+                took_s = self._now_s - request.submitted_at_s
+                self._call_s += (took_s - self._call_s) / 20 if self._call_s else took_s
 
     def _watch(self, world: World) -> None:
         """What the realtime-worker notices."""

@@ -85,7 +85,7 @@ _BURST_FACTOR = 1.25
 _BURST_LEAST = 4
 _BURST_AHEAD_S = 1.0
 #: Starts that the gap between them leaves room for, as a multiple of those that replace what ends.
-_STARTS_POSSIBLE = 4
+_STARTS_POSSIBLE = 2
 #: No batch call is started while a real-time call waits for its first token, but for no longer than
 #: this: calls that come one upon another, or one that is stuck, must not keep batch out for good.
 _HOLD_S = 0.5
@@ -167,6 +167,8 @@ class Gate:
         self._invalid: set[Source] = set()
         #: Real-time calls in flight: those of our lane, and those that only the engine tells of.
         self._realtime = History()
+        #: The same by this process's clock: when they were heard of.
+        self._heard = History()
         self._lane = History()
         self._direct = 0.0
         self._called_at_s = float("-inf")
@@ -248,24 +250,24 @@ class Gate:
             wanted = floor
         if settings.protect is Protect.WINDOW and need > wanted:
             wanted, reason, about = float(need), Reason.WINDOW, None
-        gap_s = self._gap_s(demand.call_s)
-        limit = self._limiter.move(wanted, now_s, 1 / gap_s if gap_s > 0 else math.inf)
+        step_s = self._step_s()
+        limit = self._limiter.move(wanted, now_s, 1 / step_s if step_s > 0 else math.inf)
         above = self._abort_above(limit, reason, now_s)
-        if 0 <= now_s - self._awaited_since_s < _HOLD_S:
-            gap_s = math.inf
+        gap_s = self._gap_s(step_s, demand.call_s, now_s)
         return Decision(limit, above, need, reason, about, ages, gap_s)
 
-    def _gap_s(self, call_s: float) -> float:
-        """Beside real-time calls one more batch call a step: each brings its prefill, and real-time
-        calls wait for the prefills of several steps.
-
-        Behind one address there may be many engines, so it is never so long that calls could not
-        be replaced as they end, with room for the times when starts are held back.
-        """
+    def _step_s(self) -> float:
+        """A step of the engine, beside real-time calls: so far apart batch calls may come, as each
+        brings its prefill, and real-time calls wait for the prefills of several steps."""
         realtime = self._realtime.last
-        if realtime <= 0:
-            return 0.0
         step_s = self._curve.curve().step_s(realtime + self._batch.last, realtime)
+        return step_s if realtime > 0 else 0.0
+
+    def _gap_s(self, step_s: float, call_s: float, now_s: float) -> float:
+        """Between two starts. Behind one address there may be many engines, so it is never so long
+        that calls could not be replaced as they end, and some more for when starts are held."""
+        if 0 <= now_s - self._awaited_since_s < _HOLD_S:
+            return math.inf
         replaced_s = call_s / (_STARTS_POSSIBLE * max(1, self._limiter.limit))
         return min(step_s, replaced_s) if call_s > 0 else step_s
 
@@ -317,7 +319,7 @@ class Gate:
 
     def _coming(self, now_s: float) -> int:
         """Real-time calls that a burst which has just begun will bring within a second; else 0."""
-        realtime, before = self._realtime.last, self._realtime.at(now_s - _BURST_S)
+        realtime, before = self._heard.last, self._heard.at(now_s - _BURST_S)
         if realtime < _BURST_FACTOR * before + _BURST_LEAST:
             return 0
         return round((realtime - before) * _BURST_AHEAD_S / _BURST_S)
@@ -440,6 +442,7 @@ class Gate:
         elif self._silent_since.last == _NEVER:
             self._silent_since.set(at_s, at_s)
         self._realtime.set(at_s, calls)
+        self._heard.set(now_s, calls)
 
     def _silent_s(self, now_s: float) -> float:
         return max(0.0, now_s - self._silent_since.last)

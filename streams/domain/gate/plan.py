@@ -50,6 +50,8 @@ _DOUBT_LEAST = 0.01
 _DOUBT_GROWS = 1.6
 #: Standard deviations by which more calls may be slow by themselves than were counted.
 _COUNT_DOUBT = 2.0
+#: A part of what batch may add is left to it whatever the doubt: with nothing nothing is learnt.
+_FREE_LEAST = 0.25
 #: How luck grows with the expected time: 0 not at all, 1 in proportion.
 _LUCK_GROWS = 0.6
 #: Long steps that a call meets when batch is aborted for it: the rest of the one that runs, and now
@@ -216,7 +218,7 @@ def make_plan(window: Window, curve: Curve, aim: Aim, spend: float, trusted: flo
     prices = _Prices(window.seconds(), calls, lucks, curve, line, aim, trusted)
     most = max(0.0, 1 - aim.quantile - alone_slow)
     # How many are slow by themselves is a count, and known as well as counts are.
-    free = max(0.0, most - _COUNT_DOUBT * math.sqrt(alone_slow / total))
+    free = max(_FREE_LEAST * most, most - _COUNT_DOUBT * math.sqrt(alone_slow / total))
     running = prices.solve(most * total, spend * free * total)
     measured = weighted_quantile([(met.ttft_s, met.weight) for met in calls], aim.quantile)
     return Plan(running, baseline, line, measured, slow, alone_slow, free, round(total))
