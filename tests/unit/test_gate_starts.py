@@ -88,8 +88,8 @@ def test_a_burst_that_begins_makes_room_for_the_calls_that_will_be_there_in_a_se
 def _after(before: int) -> Decision:
     """What a gate that knows waves says of 14 calls in flight, so many of them there before."""
     policy = Backhaul(GateSettings(target=0.25, highest=368, can_abort=True), 3)
-    World(waves(3)._replace(duration_s=120.0), EngineSpec()).run(policy)
-    gate, now_s = policy.gate, 120.0
+    World(waves(3)._replace(duration_s=240.0), EngineSpec()).run(policy)
+    gate, now_s = policy.gate, 240.0
     for _ in range(40):
         now_s += 0.05
         gate.hear(RealtimeLoad("realtime-1", now_s, before), now_s)
