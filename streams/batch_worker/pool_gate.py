@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -42,8 +41,6 @@ class PoolGate:
     ) -> None:
         """max_in_flight: of each worker."""
         self._me = worker
-        #: Its place among the workers in a gap between starts, from 0 to 1.
-        self._turn = zlib.crc32(worker.encode()) / 2**32
         self._yields = yields
         self._max_in_flight = max_in_flight
         self._pool = pool
@@ -158,8 +155,13 @@ class PoolGate:
 
     def _pace(self, gap_s: float) -> None:
         """The fleet's gap between starts, shared by those who can start anything."""
-        workers = 1 + sum(calls.wants > 0 for calls in self._others.values())
-        self._pool.pace(gap_s * workers, self._turn if workers > 1 else 0.0)
+        workers = self._able
+        self._pool.pace(gap_s * workers, self._share.turn if workers > 1 else 0.0)
+
+    @property
+    def _able(self) -> int:
+        """Workers that can run anything."""
+        return 1 + sum(calls.wants > 0 for calls in self._others.values())
 
     def _count(self, now_s: float) -> None:
         # An engine may have been asked just when there were most of our calls.
@@ -169,7 +171,7 @@ class PoolGate:
 
     def _current(self, now_s: float) -> GateSettings:
         """The settings, for as many workers as there are now."""
-        highest = self._max_in_flight * (1 + sum(c.wants > 0 for c in self._others.values()))
+        highest = self._max_in_flight * self._able
         if self._yields.highest is not None:
             highest = min(highest, self._yields.highest)
         sources = self._yields.signals

@@ -10,8 +10,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
+import pytest
 from aiokafka import ConsumerRecord
 
+from api.bridge import outbound, patience
 from api.bridge.lane_out import LaneParts
 from api.bridge.outbound import Outbound
 from api.bridge.sender_fake import FakeSenders
@@ -101,6 +103,14 @@ def _raw(part: TopicPart, offset: int, value: bytes) -> ConsumerRecord:
         serialized_value_size=len(value),
         headers=(),
     )
+
+
+def quick_world(monkeypatch: pytest.MonkeyPatch) -> World:
+    """One that tries again and commits without the usual pauses."""
+    monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(patience, "_LONGEST_PAUSE_S", 0.002)
+    monkeypatch.setattr(outbound, "_COMMIT_S", 0.05)
+    return World()
 
 
 class World:

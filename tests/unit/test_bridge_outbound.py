@@ -20,17 +20,14 @@ from streams.kafka.errors import (
     KafkaBaseError,
 )
 from streams.kafka.group_reader import Mark, TopicPart
-from tests.support.deliveries import OWN, PART, World, changed
+from tests.support.deliveries import OWN, PART, World, changed, quick_world
 from tests.support.results import ended_batch, result_line
 from tests.support.waiting import eventually
 
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(patience_module, "_FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr(patience_module, "_LONGEST_PAUSE_S", 0.002)
-    monkeypatch.setattr(module, "_COMMIT_S", 0.05)
-    return World()
+    return quick_world(monkeypatch)
 
 
 async def test_results_come_in_order_as_they_stand_in_their_files_and_then_the_end(

@@ -6,8 +6,6 @@ import json
 
 import pytest
 
-from api.bridge import outbound as module
-from api.bridge import patience as patience_module
 from api.bridge.patience import Patience
 from schemas.errors import Undelivered
 from schemas.headers import BATCH_ID
@@ -19,17 +17,14 @@ from streams.kafka.errors import (
     TopicMissing,
 )
 from streams.kafka.producer import MAX_VALUE_BYTES
-from tests.support.deliveries import PART, World, ended_batch_later
+from tests.support.deliveries import PART, World, ended_batch_later, quick_world
 from tests.support.results import ended_batch, result_line
 from tests.support.waiting import eventually
 
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(patience_module, "_FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr(patience_module, "_LONGEST_PAUSE_S", 0.002)
-    monkeypatch.setattr(module, "_COMMIT_S", 0.05)
-    return World()
+    return quick_world(monkeypatch)
 
 
 async def test_a_line_no_record_has_room_for_is_told_with_where_it_is(world: World) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.domain.gate.floor import Demand, Protect, Work
+from streams.domain.gate.floor import NO_DEMAND, Demand, Protect, Work
 from streams.domain.gate.gate import Decision, Gate, GateSettings, Reason
 from streams.domain.gate.plan import WINDOW_S
 from streams.domain.gate.signals import (
@@ -36,6 +36,7 @@ class Bench:
         self.batch = 0
         self.a, self.b = 0.007, 0.00015
         self.decision = Decision(0, None, 0, Reason.LEARNING)
+        self.demand = NO_DEMAND
 
     def tick(self, realtime: int, *, tokens: int = 1, deaf: bool = False) -> Decision:
         """Fifty milliseconds in which `tokens` calls got their first token; batch obeys at once."""
@@ -49,7 +50,7 @@ class Bench:
         load = RealtimeLoad("w", self.now, realtime, first, gaps, gaps * step)
         if not deaf:
             self.gate.hear(load, self.now)
-        self.decision = self.gate.decide(self.now)
+        self.decision = self.gate.decide(self.now, self.demand)
         above = self.decision.abort_above
         if above is not None:
             self.batch = min(self.batch, above)
@@ -212,12 +213,14 @@ def test_from_idle_to_full_use_it_takes_less_than_five_seconds() -> None:
     assert allowed >= 0
 
 
-def test_beside_real_time_calls_batch_comes_back_with_one_call_a_step() -> None:
+@pytest.mark.parametrize("call_s", [0.0, 1.0])
+def test_beside_real_time_calls_batch_comes_back_with_one_call_a_step(call_s: float) -> None:
     settings_ = replace(BASE, highest=2000, target=2.0)
     bench = Bench(settings_)
     bench.learn(120)
     for _ in range(20):
         bench.tick(100)
+    bench.demand = Demand(call_s=call_s)
     rises = []
     for _ in range(40):
         before, running = bench.decision.limit, 5 + bench.batch

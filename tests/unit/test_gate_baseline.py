@@ -112,6 +112,20 @@ def test_slow_calls_are_spent_once_on_silences_or_on_busy_times() -> None:
     assert busy_sequences(0) > busy_sequences(8)
 
 
+def test_however_widely_first_tokens_spread_batch_is_left_something_to_learn_from() -> None:
+    window, random_ = Window(), random.Random(1)
+    where = situation(10, 0.0)
+    for n in range(7_200):
+        at_s = n / 8
+        window.spend(at_s, where, 1 / 8)
+        ttft_s = CURVE.ttft_s(10, 10) * random_.lognormvariate(0, 0.5)
+        window.add(at_s, Met(where, 10, 10, 10, 0, ttft_s))
+    plan = make_plan(window, CURVE, Aim(0.05, can_abort=True), 2.0, 300)
+    assert plan is not None
+    assert plan.free > 0
+    assert plan.running[where] > 10
+
+
 @pytest.mark.parametrize("target", [0.05, 0.5])
 def test_the_baseline_is_that_of_the_same_traffic_alone(target: float) -> None:
     trace = waves(7)
@@ -120,4 +134,4 @@ def test_the_baseline_is_that_of_the_same_traffic_alone(target: float) -> None:
     policy = Backhaul(settings, gate=(gate := Gate(settings)))
     World(trace, EngineSpec()).run(policy)
     assert gate.plan is not None
-    assert gate.plan.baseline_s == pytest.approx(percentile(alone.ttfts, 0.99), rel=0.05)
+    assert gate.plan.baseline_s == pytest.approx(percentile(alone.ttfts, 0.99), rel=0.03)

@@ -85,17 +85,26 @@ def test_a_burst_that_begins_makes_room_for_the_calls_that_will_be_there_in_a_se
     assert rising.abort_above == rising.limit
 
 
-def _after(before: int) -> Decision:
-    """What a gate that knows waves says of 14 calls in flight, so many of them there before."""
+@pytest.mark.parametrize("clock_s", [-0.9, 0.9])
+def test_whose_clock_is_how_far_apart_does_not_matter_to_a_burst(clock_s: float) -> None:
+    for before in (14, 4):
+        assert _after(before, clock_s).limit == _after(before).limit
+
+
+def _after(before: int, clock_s: float = 0.0) -> Decision:
+    """What a gate that knows waves says of 14 calls in flight, so many of them there before.
+
+    clock_s: how far the realtime-worker's clock is ahead of the gate's.
+    """
     policy = Backhaul(GateSettings(target=0.25, highest=368, can_abort=True), 3)
     World(waves(3)._replace(duration_s=240.0), EngineSpec()).run(policy)
     gate, now_s = policy.gate, 240.0
     for _ in range(40):
         now_s += 0.05
-        gate.hear(RealtimeLoad("realtime-1", now_s, before), now_s)
+        gate.hear(RealtimeLoad("realtime-1", now_s + clock_s, before), now_s)
         gate.batch_in_flight(100, now_s)
         gate.decide(now_s)
-    gate.hear(RealtimeLoad("realtime-1", now_s, 14), now_s)
+    gate.hear(RealtimeLoad("realtime-1", now_s + clock_s, 14), now_s)
     return gate.decide(now_s)
 
 

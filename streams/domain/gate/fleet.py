@@ -42,7 +42,8 @@ class FleetShare:
         self._others: dict[str, WorkerCalls] = {}
         self._share = 0
         self._gain_at_s: float | None = None
-        self._wait_s = zlib.crc32(worker.encode()) / 2**32 * JITTER_S
+        #: Its turn among workers that hear the same at the same moment, from 0 to 1.
+        self.turn = zlib.crc32(worker.encode()) / 2**32
 
     def hear(self, calls: WorkerCalls) -> None:
         """Another worker's word; one's own is ignored."""
@@ -61,7 +62,7 @@ class FleetShare:
             self._share = min(self._share, fair)
             self._gain_at_s = None
         elif self._gain_at_s is None:
-            self._gain_at_s = now_s + self._wait_s
+            self._gain_at_s = now_s + self.turn * JITTER_S
         elif now_s >= self._gain_at_s:
             self._share = target
             self._gain_at_s = None
