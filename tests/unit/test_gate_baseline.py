@@ -11,6 +11,7 @@ from streams.domain.gate.curve import Curve, CurveLearner, FadingPlane
 from streams.domain.gate.gate import Gate, GateSettings
 from streams.domain.gate.history import History
 from streams.domain.gate.plan import Aim, Met, Window, make_plan, situation
+from streams.domain.gate.signals import FirstToken, RealtimeLoad
 from streams.simulator.engine import EngineSpec
 from tests.bench.yield_gate import Backhaul
 from tests.bench.yield_policies import StaticCap
@@ -78,6 +79,19 @@ def test_batch_that_has_only_just_come_has_not_made_calls_last_longer() -> None:
     calls, alone = met_alone(300, 60.1, started_s=60.0)
     # In a tenth of a second some would have ended; of a share of 7 ÷ 49 it is far.
     assert alone == pytest.approx(calls, rel=0.15)
+
+
+def test_without_batch_a_call_would_have_met_alone_what_it_met_itself_included() -> None:
+    gate = Gate(GateSettings())
+    for n in range(200):
+        # One call comes and goes, and nobody else is there.
+        at_s = 1000.0 + n
+        gate.hear(RealtimeLoad("w", at_s, 1, gaps=3, gaps_s=0.03), at_s)
+        token = FirstToken(at_s, 0.05)
+        gate.hear(RealtimeLoad("w", at_s + 0.2, 0, (token,)), at_s + 0.2)
+    met = gate._window.calls()
+    assert [m.realtime for m in met] == pytest.approx([1.0] * 200)
+    assert [m.alone for m in met] == pytest.approx([1.0] * 200, rel=0.1)
 
 
 def test_an_average_is_over_the_time_and_not_over_the_changes() -> None:

@@ -69,3 +69,11 @@ def test_whatever_comes_and_goes_a_newcomer_is_let_in_unless_all_is_full(
         assert room.full is room.enough("newcomer") is (left == 0)
         # A tenant has all only where there is just one.
         assert max(held.values()) < max(places, 2)
+
+
+def test_only_tenants_with_a_request_are_remembered() -> None:
+    room = Room(8)
+    for n in range(100):
+        room.take(f"t{n}")
+        room.free(f"t{n}")
+    assert not room._held
