@@ -84,14 +84,14 @@ def test_batch_that_has_only_just_come_has_not_made_calls_last_longer() -> None:
 def test_without_batch_a_call_would_have_met_alone_what_it_met_itself_included() -> None:
     gate = Gate(GateSettings())
     for n in range(200):
-        # One call comes and goes, and nobody else is there.
-        at_s = 1000.0 + n
-        gate.hear(RealtimeLoad("w", at_s, 1, gaps=3, gaps_s=0.03), at_s)
+        # One call comes and goes, and nobody else is there. It is told of a little later.
+        at_s, told_s = 1000.0 + n, 1000.01 + n
+        gate.hear(RealtimeLoad("w", told_s, 1, gaps=3, gaps_s=0.03), told_s)
         token = FirstToken(at_s, 0.05)
         gate.hear(RealtimeLoad("w", at_s + 0.2, 0, (token,)), at_s + 0.2)
     met = gate._window.calls()
-    assert [m.realtime for m in met] == pytest.approx([1.0] * 200)
-    assert [m.alone for m in met] == pytest.approx([1.0] * 200, rel=0.1)
+    assert [m.realtime for m in met] == pytest.approx([0.8] * 200)
+    assert [m.alone for m in met] == pytest.approx([0.8] * 200, rel=0.1)
 
 
 def test_an_average_is_over_the_time_and_not_over_the_changes() -> None:
